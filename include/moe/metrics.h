@@ -1,0 +1,37 @@
+// What the library counted: a snapshot of plain numbers, and the same as Prometheus text.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "moe/export.h"
+#include "moe/model.h"
+
+namespace moe {
+
+struct LayerMetrics {
+  int32_t layer = -1;
+  int64_t forwards = 0;
+  int64_t rows = 0;
+  int64_t assignments = 0;             // (row, expert) pairs computed
+  int64_t nonfinite_rows = 0;
+  int64_t dropped = 0;                 // choices lost to capacity
+  double seconds = 0;                  // in forward(), all threads added
+  std::vector<int64_t> expert_rows;    // per candidate
+};
+
+struct Metrics {
+  int64_t forwards = 0;
+  int64_t errors = 0;  // forwards that returned an error
+  std::vector<LayerMetrics> layers;
+};
+
+// Counters since the model was made. Cheap; takes no lock that a forward holds.
+MOE_API Metrics metrics(const Model& model);
+
+// Prometheus text exposition format 0.0.4. `model_label` becomes the label `model`.
+MOE_API std::string to_prometheus(const Metrics& metrics, std::string_view model_label);
+
+}  // namespace moe

@@ -1,0 +1,159 @@
+// A model's MoE layers behind one call per batch and layer.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "moe/checkpoint.h"
+#include "moe/expert_gemm.h"
+#include "moe/expert_store.h"
+#include "moe/export.h"
+#include "moe/host.h"
+#include "moe/router.h"
+#include "moe/status.h"
+#include "moe/stream.h"
+#include "moe/tensor.h"
+#include "moe/weights.h"
+
+namespace moe {
+
+// How the experts of one batch are computed on the CPU.
+enum class Execution : int32_t {
+  grouped,     // all experts of the batch share one parallel job
+  sequential,  // one expert after another with one expert's workspace; the same bits
+};
+
+struct ModelOptions {
+  Device device = {};
+
+  // Bytes for expert slots. 0 keeps every expert resident.
+  size_t expert_memory = 0;
+
+  // Layer indices to load. Empty: all MoE layers.
+  std::vector<int32_t> layers;
+
+  Execution execution = Execution::grouped;
+  std::string gemm;  // name of a row of expert_gemm_rows(); empty: the best one that fits
+
+  // Host's own parts; not owned, must outlive the model. Null: the library's.
+  const Router* router = nullptr;          // used for every layer
+  const ExpertGemm* expert_gemm = nullptr;
+  HostServices host;
+};
+
+// Late news of one forward. Written before forward() returns on the CPU, by the last kernel on a
+// GPU (then it must lie in pinned memory and be read after the stream has passed).
+struct ForwardReport {
+  uint64_t epoch = 0;           // of the table that served the batch
+  int64_t rows = 0;             // rows computed (valid_rows applied)
+  int64_t degraded_rows = 0;    // rows computed with fewer experts than routed
+  int64_t nonfinite_rows = 0;   // rows with a non-finite router logit
+  int64_t short_rows = 0;       // rows with fewer than top_k candidates
+  int64_t dropped = 0;          // choices lost to the router's capacity
+  StatusCode error = StatusCode::ok;  // found after launch
+};
+
+// All optional.
+struct ForwardOptions {
+  int32_t top_k = 0;                     // 0: the model's
+  const uint8_t* expert_mask = nullptr;  // (tokens, candidates), 1 = allowed
+
+  // Replay and record. (tokens, top_k). routing_in skips the router; ids of -1 are no expert.
+  const Routing* routing_in = nullptr;
+  Routing* routing_out = nullptr;
+
+  TensorView router_logits;  // (tokens, candidates): skips the router's matrix product
+  TensorView router_input;   // (tokens, hidden): rows the router reads; empty: `hidden`
+
+  const int64_t* token_ids = nullptr;     // (tokens), for token-lookup layers
+  const int64_t* valid_rows = nullptr;    // one value, on the stream's device; rows past it are
+                                          // neither read nor written. Null: all
+  const uint64_t* request_ids = nullptr;  // (tokens): stable shares between versions
+
+  bool accumulate = false;       // out += result
+  bool skip_shared = false;      // leave shared experts out
+  bool batch_invariant = false;  // a row's bits depend on that row alone; refused if impossible
+  int64_t deadline_ns = 0;       // most time this call may take, from its entry; 0: 60 s
+
+  ForwardReport* report = nullptr;
+};
+
+// Workspace of forwards on one stream or captured graph. Movable; never used by two calls at once.
+// Grows on the first larger batch, so that later forwards allocate nothing.
+class Model;
+struct ContextOptions {
+  Stream stream;
+  int64_t max_tokens = 0;  // workspace for this many rows is taken at once; 0: grows when needed
+};
+
+class MOE_API Context {
+ public:
+  static Result<Context> create(const Model& model, const ContextOptions& options = {});
+  Context(Context&&) noexcept;
+  Context& operator=(Context&&) noexcept;
+  ~Context();  // must not outlive its model
+
+  // What create() would take for `max_tokens` rows, in bytes.
+  static Result<size_t> workspace_bytes(const Model& model, int64_t max_tokens);
+
+  struct Impl;
+  Impl* impl() const noexcept { return impl_.get(); }
+
+ private:
+  explicit Context(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+// Safe for concurrent use; several threads may forward at once, each with its own Context.
+// Destroying a model waits for forwards in flight.
+class MOE_API Model {
+ public:
+  // Opens the checkpoint and makes every expert of the chosen layers resident.
+  static Result<Model> load(std::string_view directory, const ModelOptions& options = {});
+
+  // From any source, which must outlive the model.
+  static Result<Model> create(const WeightSource& source, const ModelOptions& options = {});
+
+  // Over a store that several models share. `store` must outlive the model; options.expert_memory
+  // and options.layers are the store's.
+  static Result<Model> create(ExpertStore& store, const ModelOptions& options = {});
+
+  Model(Model&&) noexcept;
+  Model& operator=(Model&&) noexcept;
+  ~Model();
+
+  // out = block(hidden): routed experts, combined, plus shared experts, for every row.
+  // `layer` is the checkpoint's own index. hidden and out: (tokens, hidden), f32, bf16 or f16,
+  // rows may be strided; out may be hidden itself, but not overlap it otherwise.
+  // After an error `out` is unspecified and everything else is as before.
+  Status forward(Context& context, int32_t layer, const TensorView& hidden,
+                 const MutableTensorView& out, const ForwardOptions& options = {});
+
+  // The same with a workspace that the model keeps per concurrent caller. CPU only.
+  Status forward(int32_t layer, const TensorView& hidden, const MutableTensorView& out,
+                 const ForwardOptions& options = {});
+
+  const std::vector<LayerSpec>& layers() const noexcept;
+  // The spec of `layer`, or invalid_argument listing the MoE layers.
+  Result<LayerSpec> layer(int32_t layer) const;
+
+  ExpertStore& store() noexcept;
+  const ExpertStore& store() const noexcept;
+
+  // Text: which backend runs what, and why the others were passed over.
+  std::string describe() const;
+
+  struct Impl;
+  Impl* impl() const noexcept { return impl_.get(); }
+
+ private:
+  explicit Model(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace moe

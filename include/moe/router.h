@@ -1,0 +1,143 @@
+// Which experts compute a row, and with what weight. One parametrised rule covers every published
+// model family; a host may bring a Router of its own.
+//
+//   l   = W x + b                            logits (fp32), then softcap c * tanh(l / c)
+//   s   = scoring(l)
+//   key = s + selection_bias                 bias for selection only
+//   groups: the best `top_groups` of `num_groups` stay, the others' keys become -inf
+//   S   = the top_k largest keys; ties go to the lower index
+//   w   = weighting(s or l of S), normalised, times per_expert_scale, times scaling
+//
+// Rows whose logits are not finite: a non-finite logit is taken out before scoring and never
+// selected. A row with fewer than top_k candidates gets id -1 and weight 0 in its last places.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "moe/export.h"
+#include "moe/host.h"
+#include "moe/status.h"
+#include "moe/stream.h"
+#include "moe/tensor.h"
+
+namespace moe {
+
+enum class Scoring : int32_t { softmax, sigmoid, sqrt_softplus, identity };
+
+enum class Selection : int32_t {
+  top_k,
+  sparsemixer,   // PhiMoE: two draws, each weighted by a softmax over the near ties; top_k is 2
+  token_lookup,  // DeepSeek-V4's hash layers: experts come from a table indexed by token id
+};
+
+enum class GroupScore : int32_t { max, top2_sum };
+
+// What a selected expert's weight is made from.
+enum class Weighting : int32_t { score, softmax_of_selected_logits, sigmoid_of_logit };
+
+enum class Normalize : int32_t {
+  none,
+  sum_plus_epsilon,     // w / (sum(w) + epsilon)
+  sum_at_least_epsilon,  // w / max(sum(w), epsilon)
+  p_norm,               // w / ||w||_p
+};
+
+// The routing rule of one layer. Plain data.
+struct RouterSpec {
+  int32_t num_experts = 0;       // experts that have weights
+  int32_t num_zero_experts = 0;  // ids num_experts ... pass the row through (LongCat)
+  int32_t top_k = 0;
+
+  Scoring scoring = Scoring::softmax;
+  Selection selection = Selection::top_k;
+  int32_t num_groups = 1;
+  int32_t top_groups = 1;
+  GroupScore group_score = GroupScore::max;
+
+  Weighting weighting = Weighting::score;
+  Normalize normalize = Normalize::none;
+  float epsilon = 0;     // of Normalize
+  float norm_power = 1;  // p of Normalize::p_norm
+  float scaling = 1;
+
+  float softcap = 0;             // 0: none
+  float sparsemixer_epsilon = 0;  // PhiMoE's router_jitter_noise
+  bool normalize_input = false;  // logits from rmsnorm(x) * hidden^-0.5 * input_scale (Gemma 4)
+  float input_norm_epsilon = 1e-6f;
+
+  // Most rows per expert and call, in row order; later rows are dropped: id -1, weight 0 (Switch).
+  // 0: unlimited.
+  int64_t capacity = 0;
+
+  // The weight multiplies the expert's input instead of its output (Llama 4).
+  bool weight_on_input = false;
+
+  int32_t candidates() const { return num_experts + num_zero_experts; }
+};
+
+// ok, or invalid_argument naming the field, its value and its range.
+MOE_API Status validate(const RouterSpec& spec);
+
+// Tensors of one layer's router. Views; empty ones (data == nullptr) are absent.
+// Any of f32, bf16, f16; C is spec.candidates().
+struct RouterWeights {
+  TensorView weight;            // (C, hidden)
+  TensorView logit_bias;        // (C)
+  TensorView selection_bias;    // (C)
+  TensorView per_expert_scale;  // (C)
+  TensorView input_scale;       // (hidden)
+  TensorView token_experts;     // (vocabulary, top_k) i32 or i64; Selection::token_lookup
+};
+
+// One batch to route.
+struct RouteInput {
+  int32_t layer = -1;
+  TensorView hidden;  // (tokens, hidden) f32, bf16, f16; rows may be strided
+  TensorView logits;  // (tokens, C) any float type: used instead of computing them. Empty: compute
+
+  const int64_t* token_ids = nullptr;    // (tokens), for Selection::token_lookup
+  int32_t top_k = 0;                     // 0: the spec's. At most candidates()
+  const uint8_t* expert_mask = nullptr;  // (tokens, C), 1 = allowed. Null: all
+
+  Stream stream;
+  Executor* executor = nullptr;    // null: the calling thread
+  std::span<std::byte> workspace;  // at least Router::workspace_bytes(), 64-byte aligned
+};
+
+// What was chosen. Row-major (tokens, top_k), highest key first. Owned by the caller.
+struct Routing {
+  int64_t tokens = 0;
+  int32_t top_k = 0;
+  int32_t* ids = nullptr;    // -1: no expert
+  float* weights = nullptr;  // as applied, scaling included
+};
+
+// Counted while routing.
+struct RouteCounts {
+  int64_t nonfinite_rows = 0;  // rows with at least one non-finite logit
+  int64_t short_rows = 0;      // rows with fewer than top_k candidates
+  int64_t dropped = 0;         // choices lost to `capacity`
+};
+
+// Safe for concurrent use with different outputs and workspaces.
+class MOE_API Router {
+ public:
+  virtual ~Router();
+
+  // The built-in rule on the CPU. The views in `weights` must outlive the router.
+  static Result<std::unique_ptr<Router>> create(const RouterSpec& spec,
+                                                const RouterWeights& weights = {});
+
+  virtual const RouterSpec& spec() const noexcept = 0;
+
+  // Scratch that route() needs for `tokens` rows. Constant in everything else.
+  virtual size_t workspace_bytes(int64_t tokens, int concurrency) const noexcept;
+
+  // Fills `out` (out.tokens, out.top_k and both arrays are set by the caller) and adds to `counts`.
+  virtual Status route(const RouteInput& input, const Routing& out, RouteCounts* counts) const = 0;
+};
+
+}  // namespace moe
