@@ -27,7 +27,8 @@ TEST_CASE("a status keeps its own copy of message and place", "[core][mission-12
 
 TEST_CASE("at() fills only what is unset", "[core]") {
   Status inner(StatusCode::data_loss, "bad", {.tensor = "t", .layer = 1});
-  Place place = inner.at({.file = "f", .layer = 9, .expert = 4, .phase = Phase::load}).place();
+  const Status filled = inner.at({.file = "f", .layer = 9, .expert = 4, .phase = Phase::load});
+  const Place place = filled.place();
   CHECK(place.file == "f");
   CHECK(place.tensor == "t");
   CHECK(place.layer == 1);
