@@ -1,10 +1,23 @@
-# All private: none of these appears in a public header.
+# Every library we use. All are private: none appears in a public header, and a consumer of a shared
+# moe needs none of them. A static moe does not contain them, so its consumers find them again:
+# MOE_STATIC_PACKAGES by CMake, MOE_STATIC_MODULES by pkg-config.
 find_package(Threads REQUIRED)
 find_package(absl REQUIRED)
-find_package(fmt REQUIRED)
 find_package(simdjson REQUIRED)
+find_package(hwy REQUIRED)
+find_package(fmt REQUIRED)                       # header-only use
 find_path(MOE_XXHASH_INCLUDE xxhash.h REQUIRED)  # header-only use
+mark_as_advanced(MOE_XXHASH_INCLUDE)
+
+set(MOE_STATIC_PACKAGES Threads absl simdjson hwy)
+set(MOE_STATIC_MODULES absl_flat_hash_map absl_strings simdjson libhwy)
 
 target_link_libraries(moe PRIVATE
-  Threads::Threads absl::flat_hash_map absl::strings fmt::fmt-header-only simdjson::simdjson)
+  Threads::Threads absl::flat_hash_map absl::strings simdjson::simdjson hwy::hwy
+  $<BUILD_INTERFACE:fmt::fmt-header-only>)
 target_include_directories(moe PRIVATE ${MOE_XXHASH_INCLUDE})
+
+if(MOE_CUDA)
+  list(APPEND MOE_STATIC_PACKAGES CUDAToolkit)
+  target_link_libraries(moe PRIVATE CUDA::cudart_static)
+endif()

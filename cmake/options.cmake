@@ -1,8 +1,12 @@
 # Every switch of the build, in one place.
-include(CheckLanguage)
+find_package(CUDAToolkit 13 QUIET)
+if(CUDAToolkit_FOUND AND CUDAToolkit_NVCC_EXECUTABLE)
+  set(MOE_CUDA_DEFAULT ON)
+else()
+  set(MOE_CUDA_DEFAULT OFF)
+endif()
 
-find_package(CUDAToolkit QUIET)
-option(MOE_CUDA "GPU backend (needs the CUDA Toolkit)" ${CUDAToolkit_FOUND})
+option(MOE_CUDA "GPU backend (needs the CUDA Toolkit)" ${MOE_CUDA_DEFAULT})
 option(MOE_NCCL "Expert parallelism over NCCL" OFF)
 option(MOE_UCX "Expert parallelism over UCX" OFF)
 option(MOE_TESTS "Tests" OFF)
@@ -10,8 +14,17 @@ option(MOE_BENCH "Benchmarks" OFF)
 option(MOE_EXAMPLES "Examples and the program moe" ${PROJECT_IS_TOP_LEVEL})
 option(MOE_INSTALL "Install rules" ${PROJECT_IS_TOP_LEVEL})
 option(MOE_WERROR "Treat warnings as errors" OFF)
+option(BUILD_SHARED_LIBS "A shared library instead of a static one" OFF)
 set(MOE_SANITIZE "" CACHE STRING "address, undefined, thread, or a list of them")
 
 if(PROJECT_IS_TOP_LEVEL AND NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
   set(CMAKE_BUILD_TYPE Release CACHE STRING "Build type" FORCE)
+endif()
+
+if(MOE_NCCL OR MOE_UCX)
+  message(FATAL_ERROR "MOE_NCCL and MOE_UCX are reserved names: these transports are not built yet")
+endif()
+# Tests look into lib/, whose symbols a shared library hides.
+if(MOE_TESTS AND BUILD_SHARED_LIBS)
+  message(FATAL_ERROR "MOE_TESTS needs a static library: leave BUILD_SHARED_LIBS off")
 endif()
