@@ -1,0 +1,41 @@
+// moe info: what this build contains, and which backends run on this machine.
+#include "moe/expert_gemm.h"
+#include "moe/version.h"
+
+#include <fmt/format.h>
+
+#include "commands.h"
+#include "json.h"
+
+namespace moe::cli {
+namespace {
+
+struct BuildFact {
+  const char* name;
+  const char* value;
+};
+
+constexpr BuildFact kBuild[] = {
+    {"version", MOE_VERSION},      {"build_type", MOE_BUILD_TYPE},   {"compiler", MOE_COMPILER},
+    {"library", MOE_LIBRARY_KIND}, {"cuda", MOE_CUDA_ARCHITECTURES}, {"sanitizers", MOE_SANITIZERS},
+};
+
+void print_json() {
+  Json json;
+  for (const BuildFact& fact : kBuild) json.value(fact.name, fact.value);
+  json.print();
+}
+
+void print_text() {
+  for (const BuildFact& fact : kBuild) fmt::print("{:<12}{}\n", fact.name, fact.value);
+}
+
+}  // namespace
+
+void add_info(CLI::App& app, Global& global) {
+  CLI::App* command = app.add_subcommand("info", "What this build contains and what runs here");
+  add_json(*command, global);
+  command->callback([&global] { global.json ? print_json() : print_text(); });
+}
+
+}  // namespace moe::cli

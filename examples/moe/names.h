@@ -1,0 +1,21 @@
+// Words a user typed: the nearest known one, devices, element types.
+#pragma once
+
+#include "moe/tensor.h"
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace moe::cli {
+
+// " Did you mean 'synth'?", or "" if nothing is near.
+std::string did_you_mean(std::string_view word, const std::vector<std::string>& known);
+
+// "cpu", "cuda" or "cuda:1". Anything else is wrong usage.
+Device parse_device(const std::string& text);
+
+// "bf16". Anything that is not an element type is wrong usage.
+DType parse_dtype(const std::string& text);
+
+}  // namespace moe::cli
