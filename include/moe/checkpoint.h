@@ -3,18 +3,19 @@
 // Nothing is ever written into the directory.
 #pragma once
 
+#include "moe/export.h"
+#include "moe/host.h"
+#include "moe/weights.h"
+
 #include <cstdint>
 #include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
 
-#include "moe/export.h"
-#include "moe/host.h"
-#include "moe/weights.h"
-
 namespace moe {
 
+// What a host may set when it opens a checkpoint.
 struct CheckpointOptions {
   LogSink* log = nullptr;  // receives notes, such as a stray shard that the index does not name
 };
@@ -31,7 +32,7 @@ class MOE_API Checkpoint final : public WeightSource {
   ~Checkpoint() override;
 
   std::string_view family() const noexcept;     // config.json's model_type, "qwen3_moe"
-  std::string_view directory() const noexcept;
+  std::string_view directory() const noexcept;  // as given to open()
   int64_t parameter_bytes() const noexcept;     // of all tensors in all files
 
   // Every tensor of every file, sorted by name. Views into the checkpoint.
@@ -39,11 +40,11 @@ class MOE_API Checkpoint final : public WeightSource {
     std::string_view name;
     std::string_view file;  // bare file name
     DType dtype;
-    Dims shape;  // tensors of more than kMaxRank axes are listed with rank -1
+    Dims shape;       // tensors of more than kMaxRank axes are listed with rank -1
     uint64_t offset;  // of the first byte, from the start of the file
     uint64_t bytes;
   };
-  const std::vector<Tensor>& tensors() const noexcept;
+  const std::vector<Tensor>& tensors() const noexcept;  // constant
 
   // The tensor named `name`, or not_found with the nearest name.
   Result<Tensor> find(std::string_view name) const;
@@ -70,8 +71,8 @@ struct SyntheticSpec {
   int32_t experts = 8;
   int32_t top_k = 2;
   int64_t hidden = 64;
-  int64_t intermediate = 48;         // of one expert
-  int64_t shared_intermediate = 0;   // 0: what the family's preset has, if it has shared experts
+  int64_t intermediate = 48;        // of one expert
+  int64_t shared_intermediate = 0;  // 0: what the family's preset has, if it has shared experts
   DType dtype = DType::bf16;
   uint64_t seed = 0;
   int64_t shard_bytes = int64_t{5} << 30;
@@ -104,12 +105,14 @@ MOE_API Status write_safetensors(std::string_view path, const std::vector<NamedT
 // Reads one safetensors file's table of contents and tensors; used for inputs and outputs of tools.
 class MOE_API TensorFile {
  public:
+  // Reads and checks the header as Checkpoint::open() does.
   static Result<TensorFile> open(std::string_view path);
   TensorFile(TensorFile&&) noexcept;
   TensorFile& operator=(TensorFile&&) noexcept;
   ~TensorFile();
 
   const std::vector<Checkpoint::Tensor>& tensors() const noexcept;  // in file order
+  // Copies a whole tensor, as stored. `out` must hold exactly its bytes.
   Status read(const Checkpoint::Tensor& tensor, void* out) const;
 
  private:

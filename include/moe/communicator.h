@@ -2,14 +2,14 @@
 // pair; every wait has a deadline. One rank needs none of it.
 #pragma once
 
-#include <cstdint>
-#include <memory>
-
 #include "moe/export.h"
 #include "moe/router.h"
 #include "moe/status.h"
 #include "moe/stream.h"
 #include "moe/tensor.h"
+
+#include <cstdint>
+#include <memory>
 
 namespace moe {
 
@@ -27,9 +27,9 @@ struct DispatchInput {
 // What one rank received. Owned by the communicator, valid until the matching combine() returns.
 struct DispatchOutput {
   int64_t rows = 0;
-  TensorView hidden;                // (rows, hidden)
-  const int32_t* slots = nullptr;   // (rows): the slot that computes each row
-  const float* weights = nullptr;   // (rows)
+  TensorView hidden;               // (rows, hidden)
+  const int32_t* slots = nullptr;  // (rows): the slot that computes each row
+  const float* weights = nullptr;  // (rows)
 };
 
 // One rank of a group. One dispatch is in flight at a time.
@@ -37,8 +37,8 @@ class MOE_API Communicator {
  public:
   virtual ~Communicator();
 
-  virtual int32_t rank() const noexcept = 0;
-  virtual int32_t ranks() const noexcept = 0;
+  virtual int32_t rank() const noexcept = 0;   // this one, in [0, ranks())
+  virtual int32_t ranks() const noexcept = 0;  // of the group; constant
 
   // Sends rows to the owners of their experts, receives the rows whose experts live here.
   // deadline_exceeded or unavailable name the peer; the communicator is usable afterwards.

@@ -2,19 +2,19 @@
 // chosen from a visible ordered table. A host may list the table, force a row, or bring its own.
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
-#include <memory>
-#include <span>
-#include <string>
-#include <vector>
-
 #include "moe/export.h"
 #include "moe/host.h"
 #include "moe/status.h"
 #include "moe/stream.h"
 #include "moe/tensor.h"
 #include "moe/weights.h"
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
 
 namespace moe {
 
@@ -60,7 +60,7 @@ class MOE_API ExpertGemm {
  public:
   virtual ~ExpertGemm();
 
-  virtual const char* name() const noexcept = 0;
+  virtual const char* name() const noexcept = 0;  // that of its row; constant
 
   // ok, or unimplemented with the number that no kernel serves.
   virtual Status supports(const ExpertSpec& spec) const = 0;

@@ -4,18 +4,18 @@
 // reader has left the epochs that name it.
 #pragma once
 
+#include "moe/export.h"
+#include "moe/host.h"
+#include "moe/status.h"
+#include "moe/tensor.h"
+#include "moe/weights.h"
+
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
 #include <vector>
-
-#include "moe/export.h"
-#include "moe/host.h"
-#include "moe/status.h"
-#include "moe/tensor.h"
-#include "moe/weights.h"
 
 namespace moe {
 
@@ -24,8 +24,9 @@ class ExpertGemm;
 // Of one copy. Being ready and being named by a table are separate facts.
 enum class CopyState : int32_t { empty, loading, verifying, ready, draining, failed };
 
-MOE_API const char* to_string(CopyState state);
+MOE_API const char* to_string(CopyState state);  // "ready"
 
+// The state of one copy, and why.
 struct ExpertHealth {
   CopyState state = CopyState::empty;
   uint32_t version = 0;
@@ -33,23 +34,25 @@ struct ExpertHealth {
   Status reason;        // why it failed
 };
 
+// What a store holds, and on which device.
 struct ExpertStoreOptions {
   Device device = {};
-  size_t expert_memory = 0;            // bytes for slots; 0: every expert resident
-  std::vector<int32_t> layers;         // empty: all of the source's
-  std::string gemm;                    // name of the backend whose layout the slots have
+  size_t expert_memory = 0;                 // bytes for slots; 0: every expert resident
+  std::vector<int32_t> layers;              // empty: all of the source's
+  std::string gemm;                         // name of the backend whose layout the slots have
   const ExpertGemm* expert_gemm = nullptr;  // host's own; must outlive the store
   HostServices host;
   Progress progress = nullptr;  // called while experts load; false cancels
   void* progress_argument = nullptr;
 };
 
+// Sizes of a store at one moment.
 struct ExpertStoreStats {
-  size_t pool_bytes = 0;   // committed for slots
-  size_t slot_bytes = 0;   // used by ready copies
+  size_t pool_bytes = 0;  // committed for slots
+  size_t slot_bytes = 0;  // used by ready copies
   int64_t slots = 0;
   int64_t ready = 0;
-  uint64_t epoch = 0;      // of the newest table
+  uint64_t epoch = 0;  // of the newest table
 };
 
 // Safe for concurrent use from several threads.
@@ -64,16 +67,16 @@ class MOE_API ExpertStore {
   ExpertStore& operator=(ExpertStore&&) noexcept;
   ~ExpertStore();
 
-  const std::vector<LayerSpec>& layers() const noexcept;
-  Device device() const noexcept;
+  const std::vector<LayerSpec>& layers() const noexcept;  // the chosen ones, ascending
+  Device device() const noexcept;                         // where the slots lie
 
   // State of the copy that the newest table names.
   Result<ExpertHealth> health(int32_t layer, int32_t expert) const;
 
-  ExpertStoreStats stats() const;
+  ExpertStoreStats stats() const;  // at the moment of the call
 
   struct Impl;
-  Impl* impl() const noexcept { return impl_.get(); }
+  Impl* impl() const noexcept { return impl_.get(); }  // used by the library alone
 
  private:
   explicit ExpertStore(std::unique_ptr<Impl> impl);

@@ -2,8 +2,9 @@
 // CMake target and moe.pc do, so that a library around it does not export moe again.
 #pragma once
 
-#ifdef MOE_STATIC
-#define MOE_API
-#else
+#ifndef MOE_STATIC
+// Visible to users of a shared library.
 #define MOE_API [[gnu::visibility("default")]]
+#else
+#define MOE_API
 #endif

@@ -2,13 +2,13 @@
 // own. All of them are per model; nothing here is global.
 #pragma once
 
+#include "moe/export.h"
+#include "moe/status.h"
+
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <string_view>
-
-#include "moe/export.h"
-#include "moe/status.h"
 
 namespace moe {
 
@@ -51,15 +51,17 @@ MOE_API Result<std::unique_ptr<Executor>> make_executor(int threads = 0);
 class MOE_API Clock {
  public:
   virtual ~Clock();
-  virtual int64_t now_ns() const noexcept = 0;
+  virtual int64_t now_ns() const noexcept = 0;  // from any fixed moment; never goes back
 };
 
+// How much a message matters.
 enum class LogLevel : int32_t { debug, info, warning, error };
 
 // Receives what the library has to say. Called from any thread, never under one of its locks.
 class MOE_API LogSink {
  public:
   virtual ~LogSink();
+  // `message` is one line and valid during the call.
   virtual void log(LogLevel level, std::string_view message) noexcept = 0;
 };
 

@@ -1,27 +1,29 @@
 // What the library counted: a snapshot of plain numbers, and the same as Prometheus text.
 #pragma once
 
+#include "moe/export.h"
+#include "moe/model.h"
+
 #include <cstdint>
 #include <string>
 #include <string_view>
 #include <vector>
 
-#include "moe/export.h"
-#include "moe/model.h"
-
 namespace moe {
 
+// What one layer did.
 struct LayerMetrics {
   int32_t layer = -1;
   int64_t forwards = 0;
   int64_t rows = 0;
-  int64_t assignments = 0;             // (row, expert) pairs computed
+  int64_t assignments = 0;  // (row, expert) pairs computed
   int64_t nonfinite_rows = 0;
-  int64_t dropped = 0;                 // choices lost to capacity
-  double seconds = 0;                  // in forward(), all threads added
-  std::vector<int64_t> expert_rows;    // per candidate
+  int64_t dropped = 0;               // choices lost to capacity
+  double seconds = 0;                // in forward(), all threads added
+  std::vector<int64_t> expert_rows;  // per candidate
 };
 
+// What one model did.
 struct Metrics {
   int64_t forwards = 0;
   int64_t errors = 0;  // forwards that returned an error

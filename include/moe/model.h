@@ -1,14 +1,6 @@
 // A model's MoE layers behind one call per batch and layer.
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
-#include <memory>
-#include <span>
-#include <string>
-#include <string_view>
-#include <vector>
-
 #include "moe/checkpoint.h"
 #include "moe/expert_gemm.h"
 #include "moe/expert_store.h"
@@ -20,6 +12,14 @@
 #include "moe/tensor.h"
 #include "moe/weights.h"
 
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
 namespace moe {
 
 // How the experts of one batch are computed on the CPU.
@@ -28,6 +28,7 @@ enum class Execution : int32_t {
   sequential,  // one expert after another with one expert's workspace; the same bits
 };
 
+// How a model is loaded and run.
 struct ModelOptions {
   Device device = {};
 
@@ -41,7 +42,7 @@ struct ModelOptions {
   std::string gemm;  // name of a row of expert_gemm_rows(); empty: the best one that fits
 
   // Host's own parts; not owned, must outlive the model. Null: the library's.
-  const Router* router = nullptr;          // used for every layer
+  const Router* router = nullptr;  // used for every layer
   const ExpertGemm* expert_gemm = nullptr;
   HostServices host;
 };
@@ -49,12 +50,12 @@ struct ModelOptions {
 // Late news of one forward. Written before forward() returns on the CPU, by the last kernel on a
 // GPU (then it must lie in pinned memory and be read after the stream has passed).
 struct ForwardReport {
-  uint64_t epoch = 0;           // of the table that served the batch
-  int64_t rows = 0;             // rows computed (valid_rows applied)
-  int64_t degraded_rows = 0;    // rows computed with fewer experts than routed
-  int64_t nonfinite_rows = 0;   // rows with a non-finite router logit
-  int64_t short_rows = 0;       // rows with fewer than top_k candidates
-  int64_t dropped = 0;          // choices lost to the router's capacity
+  uint64_t epoch = 0;                 // of the table that served the batch
+  int64_t rows = 0;                   // rows computed (valid_rows applied)
+  int64_t degraded_rows = 0;          // rows computed with fewer experts than routed
+  int64_t nonfinite_rows = 0;         // rows with a non-finite router logit
+  int64_t short_rows = 0;             // rows with fewer than top_k candidates
+  int64_t dropped = 0;                // choices lost to the router's capacity
   StatusCode error = StatusCode::ok;  // found after launch
 };
 
@@ -83,16 +84,19 @@ struct ForwardOptions {
   ForwardReport* report = nullptr;
 };
 
-// Workspace of forwards on one stream or captured graph. Movable; never used by two calls at once.
-// Grows on the first larger batch, so that later forwards allocate nothing.
 class Model;
+
+// Where a context works, and how much it takes at once.
 struct ContextOptions {
   Stream stream;
   int64_t max_tokens = 0;  // workspace for this many rows is taken at once; 0: grows when needed
 };
 
+// Workspace of forwards on one stream or captured graph. Movable; never used by two calls at once.
+// Grows on the first larger batch, so that later forwards allocate nothing.
 class MOE_API Context {
  public:
+  // A context for `model`, which must outlive it. resource_exhausted if there is no memory.
   static Result<Context> create(const Model& model, const ContextOptions& options = {});
   Context(Context&&) noexcept;
   Context& operator=(Context&&) noexcept;
@@ -102,7 +106,7 @@ class MOE_API Context {
   static Result<size_t> workspace_bytes(const Model& model, int64_t max_tokens);
 
   struct Impl;
-  Impl* impl() const noexcept { return impl_.get(); }
+  Impl* impl() const noexcept { return impl_.get(); }  // used by the library alone
 
  private:
   explicit Context(std::unique_ptr<Impl> impl);
@@ -138,18 +142,19 @@ class MOE_API Model {
   Status forward(int32_t layer, const TensorView& hidden, const MutableTensorView& out,
                  const ForwardOptions& options = {});
 
+  // The loaded MoE layers, ascending in LayerSpec::layer.
   const std::vector<LayerSpec>& layers() const noexcept;
   // The spec of `layer`, or invalid_argument listing the MoE layers.
   Result<LayerSpec> layer(int32_t layer) const;
 
-  ExpertStore& store() noexcept;
-  const ExpertStore& store() const noexcept;
+  ExpertStore& store() noexcept;              // the one that holds the experts
+  const ExpertStore& store() const noexcept;  // ditto
 
   // Text: which backend runs what, and why the others were passed over.
   std::string describe() const;
 
   struct Impl;
-  Impl* impl() const noexcept { return impl_.get(); }
+  Impl* impl() const noexcept { return impl_.get(); }  // used by the library alone
 
  private:
   explicit Model(std::unique_ptr<Impl> impl);

@@ -12,37 +12,41 @@
 // selected. A row with fewer than top_k candidates gets id -1 and weight 0 in its last places.
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
-#include <memory>
-#include <span>
-
 #include "moe/export.h"
 #include "moe/host.h"
 #include "moe/status.h"
 #include "moe/stream.h"
 #include "moe/tensor.h"
 
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+
 namespace moe {
 
+// What makes scores of logits.
 enum class Scoring : int32_t { softmax, sigmoid, sqrt_softplus, identity };
 
+// How the experts of a row are chosen.
 enum class Selection : int32_t {
   top_k,
   sparsemixer,   // PhiMoE: two draws, each weighted by a softmax over the near ties; top_k is 2
   token_lookup,  // DeepSeek-V4's hash layers: experts come from a table indexed by token id
 };
 
+// What a group of experts is worth: its largest key, or the sum of its two largest.
 enum class GroupScore : int32_t { max, top2_sum };
 
 // What a selected expert's weight is made from.
 enum class Weighting : int32_t { score, softmax_of_selected_logits, sigmoid_of_logit };
 
+// What is done with the weights of one row together.
 enum class Normalize : int32_t {
   none,
-  sum_plus_epsilon,     // w / (sum(w) + epsilon)
+  sum_plus_epsilon,      // w / (sum(w) + epsilon)
   sum_at_least_epsilon,  // w / max(sum(w), epsilon)
-  p_norm,               // w / ||w||_p
+  p_norm,                // w / ||w||_p
 };
 
 // The routing rule of one layer. Plain data.
@@ -63,9 +67,9 @@ struct RouterSpec {
   float norm_power = 1;  // p of Normalize::p_norm
   float scaling = 1;
 
-  float softcap = 0;             // 0: none
+  float softcap = 0;              // 0: none
   float sparsemixer_epsilon = 0;  // PhiMoE's router_jitter_noise
-  bool normalize_input = false;  // logits from rmsnorm(x) * hidden^-0.5 * input_scale (Gemma 4)
+  bool normalize_input = false;   // logits from rmsnorm(x) * hidden^-0.5 * input_scale (Gemma 4)
   float input_norm_epsilon = 1e-6f;
 
   // Most rows per expert and call, in row order; later rows are dropped: id -1, weight 0 (Switch).
@@ -75,7 +79,7 @@ struct RouterSpec {
   // The weight multiplies the expert's input instead of its output (Llama 4).
   bool weight_on_input = false;
 
-  int32_t candidates() const { return num_experts + num_zero_experts; }
+  int32_t candidates() const { return num_experts + num_zero_experts; }  // ids a row may get
 };
 
 // ok, or invalid_argument naming the field, its value and its range.
@@ -131,7 +135,7 @@ class MOE_API Router {
   static Result<std::unique_ptr<Router>> create(const RouterSpec& spec,
                                                 const RouterWeights& weights = {});
 
-  virtual const RouterSpec& spec() const noexcept = 0;
+  virtual const RouterSpec& spec() const noexcept = 0;  // constant
 
   // Scratch that route() needs for `tokens` rows. Constant in everything else.
   virtual size_t workspace_bytes(int64_t tokens, int concurrency) const noexcept;

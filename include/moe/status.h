@@ -2,14 +2,14 @@
 // Result<T>; the library never throws, aborts, exits or prints.
 #pragma once
 
+#include "moe/export.h"
+
 #include <cassert>
 #include <cstdint>
 #include <optional>
 #include <string_view>
 #include <type_traits>
 #include <utility>
-
-#include "moe/export.h"
 
 namespace moe {
 
@@ -18,19 +18,19 @@ enum class StatusCode : int32_t {
   ok = 0,
   cancelled = 1,
   unknown = 2,
-  invalid_argument = 3,     // the caller's argument or file is wrong; retrying cannot help
-  deadline_exceeded = 4,    // a wait ended without its event; the message names the peer
-  not_found = 5,            // a file, tensor, layer or expert that does not exist
+  invalid_argument = 3,   // the caller's argument or file is wrong; retrying cannot help
+  deadline_exceeded = 4,  // a wait ended without its event; the message names the peer
+  not_found = 5,          // a file, tensor, layer or expert that does not exist
   already_exists = 6,
   permission_denied = 7,
   resource_exhausted = 8,   // memory, slots or another budget; the message says asked and free
   failed_precondition = 9,  // right call, wrong state
   aborted = 10,
   out_of_range = 11,
-  unimplemented = 12,       // a shape, format or combination that no backend serves
-  internal = 13,            // a broken invariant of this library: please report
-  unavailable = 14,         // a peer or device that may come back
-  data_loss = 15,           // corrupt or truncated weights
+  unimplemented = 12,  // a shape, format or combination that no backend serves
+  internal = 13,       // a broken invariant of this library: please report
+  unavailable = 14,    // a peer or device that may come back
+  data_loss = 15,      // corrupt or truncated weights
 };
 
 // "invalid_argument" for StatusCode::invalid_argument. Never null.
@@ -77,12 +77,12 @@ class [[nodiscard]] MOE_API Status {
   Status& operator=(Status&& other) noexcept;
   ~Status();
 
-  bool ok() const noexcept { return code_ == StatusCode::ok; }
-  StatusCode code() const noexcept { return code_; }
+  bool ok() const noexcept { return code_ == StatusCode::ok; }  // nothing went wrong
+  StatusCode code() const noexcept { return code_; }            // the kind of failure
 
   // NUL-terminated, owned by this Status. "" when ok.
   std::string_view message() const noexcept;
-  Place place() const noexcept;
+  Place place() const noexcept;  // views into this Status
 
   // The same status with the unset fields of its place filled from `outer`.
   Status at(const Place& outer) const noexcept;
@@ -97,16 +97,18 @@ class [[nodiscard]] MOE_API Status {
 template <class T>
 class [[nodiscard]] Result {
  public:
+  // A failure; `status` must not be ok (assert).
   Result(Status status) noexcept : status_(std::move(status)) { assert(!status_.ok()); }
   template <class U = T>
-    requires(std::is_constructible_v<T, U &&> && !std::is_same_v<std::remove_cvref_t<U>, Status> &&
-             !std::is_same_v<std::remove_cvref_t<U>, Result>)
-  Result(U&& value) : value_(std::forward<U>(value)) {}
+  requires(std::is_constructible_v<T, U&&> && !std::is_same_v<std::remove_cvref_t<U>, Status> &&
+           !std::is_same_v<std::remove_cvref_t<U>, Result>) Result(U&& value)
+      : value_(std::forward<U>(value)) {}
 
-  bool ok() const noexcept { return status_.ok(); }
-  const Status& status() const& noexcept { return status_; }
-  Status status() && noexcept { return std::move(status_); }
+  bool ok() const noexcept { return status_.ok(); }           // there is a value
+  const Status& status() const& noexcept { return status_; }  // why there is none; ok if there is
+  Status status() && noexcept { return std::move(status_); }  // ditto
 
+  // The value. Needs ok(), as do the operators.
   T& value() & noexcept { return assert(ok()), *value_; }
   const T& value() const& noexcept { return assert(ok()), *value_; }
   T&& value() && noexcept { return assert(ok()), std::move(*value_); }

@@ -2,28 +2,28 @@
 // passed by value; they never allocate, free or keep anything alive.
 #pragma once
 
+#include "moe/export.h"
+#include "moe/status.h"
+
 #include <cassert>
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
 #include <string_view>
 
-#include "moe/export.h"
-#include "moe/status.h"
-
 namespace moe {
 
 // Element types. The names are those of safetensors, in lower case.
 enum class DType : int32_t {
   boolean,
-  f4,           // E2M1, two per byte, low nibble first
+  f4,  // E2M1, two per byte, low nibble first
   f6_e2m3,
   f6_e3m2,
   u8,
   i8,
   f8_e5m2,
-  f8_e4m3,      // E4M3FN: no infinity, 0x7f and 0xff are NaN
-  f8_e8m0,      // a power of two, 2^(b - 127); 255 is NaN
+  f8_e4m3,  // E4M3FN: no infinity, 0x7f and 0xff are NaN
+  f8_e8m0,  // a power of two, 2^(b - 127); 255 is NaN
   f8_e4m3fnuz,
   f8_e5m2fnuz,
   i16,
@@ -43,8 +43,9 @@ MOE_API const char* to_string(DType type);  // "bf16"
 MOE_API int bits_of(DType type);            // 16 for bf16, 4 for f4
 // The type named `name` as safetensors spells it ("BF16"), or invalid_argument.
 MOE_API Result<DType> dtype_from_safetensors(std::string_view name);
-MOE_API const char* to_safetensors(DType type);
+MOE_API const char* to_safetensors(DType type);  // "BF16"
 
+// What sort of device.
 enum class DeviceKind : int32_t { cpu = 0, cuda = 1 };
 
 // Where memory lies and work runs. The default is the CPU.
@@ -52,7 +53,8 @@ struct Device {
   DeviceKind kind = DeviceKind::cpu;
   int32_t index = 0;
 
-  static constexpr Device cpu() { return {}; }
+  static constexpr Device cpu() { return {}; }  // host memory
+  // The GPU that CUDA calls `index`.
   static constexpr Device cuda(int32_t index) { return {DeviceKind::cuda, index}; }
   friend bool operator==(const Device&, const Device&) = default;
 };
@@ -70,8 +72,10 @@ struct Dims {
     assert(values.size() <= kMaxRank);
     for (int64_t value : values) extent[rank++] = value;
   }
-  constexpr int64_t operator[](int axis) const { return extent[axis]; }
-  constexpr int64_t& operator[](int axis) { return extent[axis]; }
+  constexpr int64_t operator[](int axis) const { return extent[axis]; }  // axis < rank
+  constexpr int64_t& operator[](int axis) { return extent[axis]; }       // axis < rank
+
+  // The product of all extents; 1 for a scalar.
   constexpr int64_t elements() const {
     int64_t product = 1;
     for (int axis = 0; axis < rank; ++axis) product *= extent[axis];
@@ -113,6 +117,7 @@ struct TensorView : TensorShape {
   // Dense and row-major.
   TensorView(const void* pointer, DType type, const Dims& dims, Device where = {})
       : TensorShape{type, dims, row_major(dims), where}, data(pointer) {}
+  // `steps` are the strides, in elements.
   TensorView(const void* pointer, DType type, const Dims& dims, const Dims& steps, Device where)
       : TensorShape{type, dims, steps, where}, data(pointer) {}
 };
@@ -122,10 +127,13 @@ struct MutableTensorView : TensorShape {
   void* data = nullptr;
 
   MutableTensorView() = default;
+  // Dense and row-major.
   MutableTensorView(void* pointer, DType type, const Dims& dims, Device where = {})
       : TensorShape{type, dims, row_major(dims), where}, data(pointer) {}
+  // `steps` are the strides, in elements.
   MutableTensorView(void* pointer, DType type, const Dims& dims, const Dims& steps, Device where)
       : TensorShape{type, dims, steps, where}, data(pointer) {}
+  // The same tensor, read-only.
   operator TensorView() const { return {data, dtype, shape, strides, device}; }
 };
 

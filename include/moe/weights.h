@@ -2,16 +2,16 @@
 // host that already holds the weights.
 #pragma once
 
+#include "moe/export.h"
+#include "moe/router.h"
+#include "moe/status.h"
+#include "moe/tensor.h"
+
 #include <cstdint>
 #include <memory>
 #include <optional>
 #include <string_view>
 #include <vector>
-
-#include "moe/export.h"
-#include "moe/router.h"
-#include "moe/status.h"
-#include "moe/tensor.h"
 
 namespace moe {
 
@@ -38,6 +38,7 @@ enum class FormatKind : int32_t {
   nvfp4,      // E2M1 with an E4M3 scale per 16 inputs and one f32
 };
 
+// How the weights of one expert are stored.
 struct Format {
   FormatKind kind = FormatKind::bf16;
   int32_t group = 0;  // inputs (fp8_block: also outputs) that share a scale; 0: none or whole row
@@ -45,8 +46,8 @@ struct Format {
   friend bool operator==(const Format&, const Format&) = default;
 };
 
-MOE_API const char* to_string(Activation activation);
-MOE_API const char* to_string(FormatKind kind);
+MOE_API const char* to_string(Activation activation);  // "silu"
+MOE_API const char* to_string(FormatKind kind);        // "bf16"
 
 // The feed-forward network of one expert:
 //   gated:     down(activation(gate x, up x))
@@ -72,13 +73,14 @@ struct SharedSpec {
   float shared_scale = 1;
 };
 
+// One MoE layer: what routes its rows, and what its experts compute.
 struct LayerSpec {
   int32_t layer = -1;  // the checkpoint's own index
   RouterSpec router;
   ExpertSpec expert;
   std::optional<SharedSpec> shared;
 
-  int64_t hidden() const { return expert.hidden; }
+  int64_t hidden() const { return expert.hidden; }  // values of one row
 };
 
 // ok, or invalid_argument naming the field, its value and its range.
@@ -108,13 +110,14 @@ enum class WeightKind : int32_t {
 
 inline constexpr int32_t kSharedExpert = -1;
 
+// Names one canonical tensor of a model.
 struct WeightId {
   int32_t layer = -1;
   WeightKind kind = WeightKind::router_weight;
   int32_t expert = kSharedExpert;  // used by the kinds from `gate` on
 };
 
-MOE_API const char* to_string(WeightKind kind);
+MOE_API const char* to_string(WeightKind kind);  // "router_weight"
 
 // Safe for concurrent use.
 class MOE_API WeightSource {
@@ -139,6 +142,7 @@ class MOE_API WeightSource {
 // Weights that a host already holds: copies of nothing, views of everything.
 class MOE_API MemoryWeights final : public WeightSource {
  public:
+  // `layers` ascend in LayerSpec::layer. Every tensor they need is then given by set().
   explicit MemoryWeights(std::vector<LayerSpec> layers);
   ~MemoryWeights() override;
   MemoryWeights(const MemoryWeights&) = delete;
