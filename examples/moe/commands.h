@@ -2,11 +2,11 @@
 // outcome in Global. Data goes to stdout, everything else to stderr.
 #pragma once
 
-#include "moe/status.h"
-
 #include <string>
 
 #include <CLI/CLI.hpp>
+
+#include "moe/status.h"
 
 namespace moe::cli {
 

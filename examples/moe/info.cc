@@ -1,11 +1,10 @@
 // moe info: what this build contains, and which backends run on this machine.
-#include "moe/expert_gemm.h"
-#include "moe/version.h"
-
 #include <fmt/format.h>
 
 #include "commands.h"
 #include "json.h"
+#include "moe/expert_gemm.h"
+#include "moe/version.h"
 
 namespace moe::cli {
 namespace {

@@ -1,10 +1,9 @@
 // Reads the command line, runs one command, and turns its outcome into an exit code.
-#include "moe/version.h"
-
 #include <exception>
 #include <vector>
 
 #include "commands.h"
+#include "moe/version.h"
 #include "names.h"
 #include "terminal.h"
 

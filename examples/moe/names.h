@@ -1,11 +1,11 @@
 // Words a user typed: the nearest known one, devices, element types.
 #pragma once
 
-#include "moe/tensor.h"
-
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include "moe/tensor.h"
 
 namespace moe::cli {
 

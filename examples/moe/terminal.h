@@ -1,12 +1,12 @@
 // What a person sees on stderr: errors, notes, and a progress bar.
 #pragma once
 
-#include "moe/status.h"
-
 #include <chrono>
 #include <cstdint>
 #include <string>
 #include <string_view>
+
+#include "moe/status.h"
 
 namespace moe::cli {
 

@@ -3,15 +3,15 @@
 // Nothing is ever written into the directory.
 #pragma once
 
-#include "moe/export.h"
-#include "moe/host.h"
-#include "moe/weights.h"
-
 #include <cstdint>
 #include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include "moe/export.h"
+#include "moe/host.h"
+#include "moe/weights.h"
 
 namespace moe {
 

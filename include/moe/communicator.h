@@ -2,14 +2,14 @@
 // pair; every wait has a deadline. One rank needs none of it.
 #pragma once
 
+#include <cstdint>
+#include <memory>
+
 #include "moe/export.h"
 #include "moe/router.h"
 #include "moe/status.h"
 #include "moe/stream.h"
 #include "moe/tensor.h"
-
-#include <cstdint>
-#include <memory>
 
 namespace moe {
 

@@ -1,9 +1,9 @@
 // The one header that knows CUDA. Needs the CUDA runtime's headers, no nvcc.
 #pragma once
 
-#include "moe/stream.h"
-
 #include <cuda_runtime_api.h>
+
+#include "moe/stream.h"
 
 namespace moe {
 

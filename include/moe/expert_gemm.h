@@ -2,19 +2,19 @@
 // chosen from a visible ordered table. A host may list the table, force a row, or bring its own.
 #pragma once
 
-#include "moe/export.h"
-#include "moe/host.h"
-#include "moe/status.h"
-#include "moe/stream.h"
-#include "moe/tensor.h"
-#include "moe/weights.h"
-
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
 #include <vector>
+
+#include "moe/export.h"
+#include "moe/host.h"
+#include "moe/status.h"
+#include "moe/stream.h"
+#include "moe/tensor.h"
+#include "moe/weights.h"
 
 namespace moe {
 

@@ -4,18 +4,18 @@
 // reader has left the epochs that name it.
 #pragma once
 
-#include "moe/export.h"
-#include "moe/host.h"
-#include "moe/status.h"
-#include "moe/tensor.h"
-#include "moe/weights.h"
-
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
 #include <vector>
+
+#include "moe/export.h"
+#include "moe/host.h"
+#include "moe/status.h"
+#include "moe/tensor.h"
+#include "moe/weights.h"
 
 namespace moe {
 

@@ -2,13 +2,13 @@
 // own. All of them are per model; nothing here is global.
 #pragma once
 
-#include "moe/export.h"
-#include "moe/status.h"
-
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <string_view>
+
+#include "moe/export.h"
+#include "moe/status.h"
 
 namespace moe {
 

@@ -1,13 +1,13 @@
 // What the library counted: a snapshot of plain numbers, and the same as Prometheus text.
 #pragma once
 
-#include "moe/export.h"
-#include "moe/model.h"
-
 #include <cstdint>
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include "moe/export.h"
+#include "moe/model.h"
 
 namespace moe {
 

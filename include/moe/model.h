@@ -1,6 +1,14 @@
 // A model's MoE layers behind one call per batch and layer.
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
 #include "moe/checkpoint.h"
 #include "moe/expert_gemm.h"
 #include "moe/expert_store.h"
@@ -11,14 +19,6 @@
 #include "moe/stream.h"
 #include "moe/tensor.h"
 #include "moe/weights.h"
-
-#include <cstddef>
-#include <cstdint>
-#include <memory>
-#include <span>
-#include <string>
-#include <string_view>
-#include <vector>
 
 namespace moe {
 

@@ -12,16 +12,16 @@
 // selected. A row with fewer than top_k candidates gets id -1 and weight 0 in its last places.
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+
 #include "moe/export.h"
 #include "moe/host.h"
 #include "moe/status.h"
 #include "moe/stream.h"
 #include "moe/tensor.h"
-
-#include <cstddef>
-#include <cstdint>
-#include <memory>
-#include <span>
 
 namespace moe {
 

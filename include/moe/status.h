@@ -2,14 +2,14 @@
 // Result<T>; the library never throws, aborts, exits or prints.
 #pragma once
 
-#include "moe/export.h"
-
 #include <cassert>
 #include <cstdint>
 #include <optional>
 #include <string_view>
 #include <type_traits>
 #include <utility>
+
+#include "moe/export.h"
 
 namespace moe {
 
@@ -99,6 +99,7 @@ class [[nodiscard]] Result {
  public:
   // A failure; `status` must not be ok (assert).
   Result(Status status) noexcept : status_(std::move(status)) { assert(!status_.ok()); }
+  // Anything that a T is made from.
   template <class U = T>
   requires(std::is_constructible_v<T, U&&> && !std::is_same_v<std::remove_cvref_t<U>, Status> &&
            !std::is_same_v<std::remove_cvref_t<U>, Result>) Result(U&& value)

@@ -2,14 +2,14 @@
 // passed by value; they never allocate, free or keep anything alive.
 #pragma once
 
-#include "moe/export.h"
-#include "moe/status.h"
-
 #include <cassert>
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
 #include <string_view>
+
+#include "moe/export.h"
+#include "moe/status.h"
 
 namespace moe {
 

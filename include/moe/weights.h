@@ -2,16 +2,16 @@
 // host that already holds the weights.
 #pragma once
 
-#include "moe/export.h"
-#include "moe/router.h"
-#include "moe/status.h"
-#include "moe/tensor.h"
-
 #include <cstdint>
 #include <memory>
 #include <optional>
 #include <string_view>
 #include <vector>
+
+#include "moe/export.h"
+#include "moe/router.h"
+#include "moe/status.h"
+#include "moe/tensor.h"
 
 namespace moe {
 
