@@ -1,7 +1,5 @@
 // main() of every test program: Catch2, plus --write-ctest FILE, --shared DIR and --seed N.
 #define CATCH_CONFIG_RUNNER
-#include "catch.h"
-
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -9,10 +7,13 @@
 #include <fstream>
 #include <vector>
 
+#include "catch.h"
+
 namespace moe::test {
 namespace {
 std::string shared = MOE_SHARED_DEFAULT;
-uint64_t run_seed = static_cast<uint64_t>(std::chrono::system_clock::now().time_since_epoch().count());
+uint64_t run_seed =
+    static_cast<uint64_t>(std::chrono::system_clock::now().time_since_epoch().count());
 int skipped = 0;
 
 std::string quoted(const std::string& text) { return "[==[" + text + "]==]"; }
@@ -82,7 +83,8 @@ int main(int argc, char** argv) {
       rest.push_back(argv[i]);
   }
   if (list) return write_ctest(session, std::filesystem::absolute(argv[0]).string(), list);
-  if (int wrong = session.applyCommandLine(static_cast<int>(rest.size()), rest.data())) return wrong;
+  if (int wrong = session.applyCommandLine(static_cast<int>(rest.size()), rest.data()))
+    return wrong;
   std::printf("seed %llu\n", static_cast<unsigned long long>(seed()));
   const int failed = session.run();
   if (skipped > 0) std::printf("%d test case(s) skipped\n", skipped);

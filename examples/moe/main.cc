@@ -48,9 +48,7 @@ void add_json(CLI::App& command, Global& global) {
   command.add_flag("--json", global.json, "Print JSON");
 }
 
-void wrong_usage(const std::string& message) {
-  throw CLI::ValidationError(message);
-}
+void wrong_usage(const std::string& message) { throw CLI::ValidationError(message); }
 
 }  // namespace moe::cli
 

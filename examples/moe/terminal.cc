@@ -35,9 +35,7 @@ void print_error(std::string_view message) {
              message);
 }
 
-void print_note(std::string_view message) {
-  fmt::print(stderr, "moe: {}\n", message);
-}
+void print_note(std::string_view message) { fmt::print(stderr, "moe: {}\n", message); }
 
 std::string describe(const Status& status) {
   const Place place = status.place();

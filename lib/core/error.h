@@ -49,14 +49,14 @@ auto guarded(const Place& place, Body&& body) noexcept -> decltype(body()) {
 #define MOE_CONCAT(a, b) MOE_CONCAT_(a, b)
 
 // Returns the Status of `expression` from the enclosing function unless it is ok.
-#define MOE_RETURN_IF_ERROR(expression)                          \
-  do {                                                           \
+#define MOE_RETURN_IF_ERROR(expression)                                                  \
+  do {                                                                                   \
     if (::moe::Status moe_status_ = (expression); !moe_status_.ok()) return moe_status_; \
   } while (false)
 
 // MOE_ASSIGN_OR_RETURN(auto x, make_x()): declares x from a Result, or returns its Status.
-#define MOE_ASSIGN_OR_RETURN(declaration, expression)                                     \
-  auto MOE_CONCAT(moe_result_, __LINE__) = (expression);                                  \
-  if (!MOE_CONCAT(moe_result_, __LINE__).ok())                                            \
-    return std::move(MOE_CONCAT(moe_result_, __LINE__)).status();                         \
+#define MOE_ASSIGN_OR_RETURN(declaration, expression)             \
+  auto MOE_CONCAT(moe_result_, __LINE__) = (expression);          \
+  if (!MOE_CONCAT(moe_result_, __LINE__).ok())                    \
+    return std::move(MOE_CONCAT(moe_result_, __LINE__)).status(); \
   declaration = std::move(MOE_CONCAT(moe_result_, __LINE__)).value()

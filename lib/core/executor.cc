@@ -1,8 +1,6 @@
 // The library's own Executor. Each run() puts a job on a list and works on it; sleeping or spinning
 // workers join the jobs that have unclaimed pieces. Pieces are claimed by an atomic counter, so a
 // worker that the system takes off its core delays one piece, not a share of the job.
-#include "moe/host.h"
-
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
@@ -14,6 +12,7 @@
 #include <sched.h>
 
 #include "core/error.h"
+#include "moe/host.h"
 
 namespace moe {
 namespace {

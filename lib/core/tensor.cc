@@ -57,10 +57,10 @@ struct DlpackRow {
   uint8_t code, bits;
 };
 constexpr DlpackRow kDlpack[] = {
-    {DType::i8, kInt, 8},     {DType::i16, kInt, 16},   {DType::i32, kInt, 32},
-    {DType::i64, kInt, 64},   {DType::u8, kUInt, 8},    {DType::u16, kUInt, 16},
-    {DType::u32, kUInt, 32},  {DType::u64, kUInt, 64},  {DType::f16, kFloat, 16},
-    {DType::f32, kFloat, 32}, {DType::f64, kFloat, 64}, {DType::bf16, kBfloat, 16},
+    {DType::i8, kInt, 8},       {DType::i16, kInt, 16},     {DType::i32, kInt, 32},
+    {DType::i64, kInt, 64},     {DType::u8, kUInt, 8},      {DType::u16, kUInt, 16},
+    {DType::u32, kUInt, 32},    {DType::u64, kUInt, 64},    {DType::f16, kFloat, 16},
+    {DType::f32, kFloat, 32},   {DType::f64, kFloat, 64},   {DType::bf16, kBfloat, 16},
     {DType::c64, kComplex, 64}, {DType::boolean, kBool, 8},
 };
 constexpr int32_t kDlCpu = 1, kDlCuda = 2, kDlCudaHost = 3;
@@ -97,8 +97,7 @@ Result<TensorView> view_of(const DlpackFields& f) {
     strides = row_major(shape);
     if (f.strides)
       for (int axis = 0; axis < f.rank; ++axis) strides[axis] = f.strides[axis];
-    const Device device =
-        f.device_type == kDlCuda ? Device::cuda(f.device_index) : Device::cpu();
+    const Device device = f.device_type == kDlCuda ? Device::cuda(f.device_index) : Device::cpu();
     return TensorView(static_cast<const char*>(f.data) + f.byte_offset, r.type, shape, strides,
                       device);
   }

@@ -3,12 +3,11 @@
 // leading payload kept). From 16 bits: exact. As the conversion instructions of CPUs and GPUs do.
 #pragma once
 
-#include "moe/tensor.h"
-
 #include <cstdint>
 #include <cstring>
 
 #include "core/host_device.h"
+#include "moe/tensor.h"
 
 namespace moe {
 
@@ -69,30 +68,19 @@ MOE_HOST_DEVICE inline bool is_float(DType type) {
 // Element `at` of an array of a type that is_float().
 MOE_HOST_DEVICE inline float load_float(DType type, const void* data, int64_t at) {
   switch (type) {
-    case DType::f32:
-      return static_cast<const float*>(data)[at];
-    case DType::bf16:
-      return bf16_to_f32(static_cast<const uint16_t*>(data)[at]);
-    case DType::f16:
-      return f16_to_f32(static_cast<const uint16_t*>(data)[at]);
-    default:
-      return static_cast<float>(static_cast<const double*>(data)[at]);
+    case DType::f32: return static_cast<const float*>(data)[at];
+    case DType::bf16: return bf16_to_f32(static_cast<const uint16_t*>(data)[at]);
+    case DType::f16: return f16_to_f32(static_cast<const uint16_t*>(data)[at]);
+    default: return static_cast<float>(static_cast<const double*>(data)[at]);
   }
 }
 
 MOE_HOST_DEVICE inline void store_float(DType type, void* data, int64_t at, float value) {
   switch (type) {
-    case DType::f32:
-      static_cast<float*>(data)[at] = value;
-      break;
-    case DType::bf16:
-      static_cast<uint16_t*>(data)[at] = f32_to_bf16(value);
-      break;
-    case DType::f16:
-      static_cast<uint16_t*>(data)[at] = f32_to_f16(value);
-      break;
-    default:
-      static_cast<double*>(data)[at] = value;
+    case DType::f32: static_cast<float*>(data)[at] = value; break;
+    case DType::bf16: static_cast<uint16_t*>(data)[at] = f32_to_bf16(value); break;
+    case DType::f16: static_cast<uint16_t*>(data)[at] = f32_to_f16(value); break;
+    default: static_cast<double*>(data)[at] = value;
   }
 }
 

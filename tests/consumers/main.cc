@@ -1,9 +1,9 @@
 // A host program: makes a synthetic model and runs one batch through its first layer.
-#include <moe/moe.h>
-
 #include <cmath>
 #include <cstdio>
 #include <vector>
+
+#include <moe/moe.h>
 
 namespace {
 int fail(const moe::Status& status) {

@@ -1,11 +1,10 @@
-#include "moe/host.h"
-
 #include <atomic>
 #include <chrono>
 #include <thread>
 #include <vector>
 
 #include "catch.h"
+#include "moe/host.h"
 
 using namespace moe;
 
