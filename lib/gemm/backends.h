@@ -1,0 +1,17 @@
+// The rows that make up the table of expert_gemm_rows().
+#pragma once
+
+#include <memory>
+#include <span>
+
+#include "moe/expert_gemm.h"
+
+namespace moe {
+
+// reference_gemm.cc: the oracle behind the same interface.
+std::unique_ptr<ExpertGemm> make_reference_gemm();
+
+// cuda/rows.cc, or no_cuda.cc in a build without CUDA: the GPU's backends, best first.
+std::span<const ExpertGemmRow> cuda_expert_gemm_rows();
+
+}  // namespace moe
