@@ -167,9 +167,17 @@ MOE_API Status fields_of(const TensorView& view, int64_t* shape, int64_t* stride
 
 template <class T>
 Result<TensorView> from_dlpack(const T& t) {
-  return detail::view_of({t.data, static_cast<int32_t>(t.device.device_type), t.device.device_id,
-                          t.ndim, t.dtype.code, t.dtype.bits, t.dtype.lanes, t.shape, t.strides,
-                          t.byte_offset});
+  const detail::DlpackFields fields = {t.data,
+                                       static_cast<int32_t>(t.device.device_type),
+                                       t.device.device_id,
+                                       t.ndim,
+                                       t.dtype.code,
+                                       t.dtype.bits,
+                                       t.dtype.lanes,
+                                       t.shape,
+                                       t.strides,
+                                       t.byte_offset};
+  return detail::view_of(fields);  // nvcc 13.0 rejects the braces as an argument
 }
 
 template <class T>
