@@ -57,6 +57,12 @@ struct ForwardReport {
   int64_t short_rows = 0;             // rows with fewer than top_k candidates
   int64_t dropped = 0;                // choices lost to the router's capacity
   StatusCode error = StatusCode::ok;  // found after launch
+
+  // Time of the stages, by the model's clock. 0 on a GPU.
+  int64_t route_ns = 0;
+  int64_t experts_ns = 0;
+  int64_t shared_ns = 0;
+  int64_t combine_ns = 0;
 };
 
 // All optional.
@@ -102,7 +108,7 @@ class MOE_API Context {
   Context& operator=(Context&&) noexcept;
   ~Context();  // must not outlive its model
 
-  // What create() would take for `max_tokens` rows, in bytes.
+  // What create() would take for batches of up to `max_tokens` rows, in bytes.
   static Result<size_t> workspace_bytes(const Model& model, int64_t max_tokens);
 
   struct Impl;

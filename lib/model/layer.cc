@@ -1,0 +1,209 @@
+#include "model/layer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "core/error.h"
+#include "model/combine.h"
+#include "quant/half.h"
+#include "router/cpu_router.h"
+#include "router/permute.h"
+
+namespace moe {
+namespace {
+
+// Rows [first, first + count) of a batch.
+struct Chunk {
+  int64_t first = 0;
+  int64_t count = 0;
+};
+
+template <class View>
+View rows_of(const View& view, Chunk chunk) {
+  View part = view;
+  part.data = row_pointer(view, chunk.first);
+  part.shape[0] = chunk.count;
+  return part;
+}
+
+// Adds the time since construction to a counter.
+class StageTimer {
+ public:
+  StageTimer(const Clock& clock, int64_t& total)
+      : clock_(clock), total_(total), start_(clock.now_ns()) {}
+  ~StageTimer() { total_ += clock_.now_ns() - start_; }
+
+ private:
+  const Clock& clock_;
+  int64_t& total_;
+  int64_t start_;
+};
+
+Status check_deadline(const LayerForward& f, Phase phase) {
+  if (f.services.clock().now_ns() <= f.deadline_at_ns) return {};
+  return Status(StatusCode::deadline_exceeded, "the forward's deadline passed",
+                {.layer = f.layer.spec.layer, .phase = phase});
+}
+
+// ---- route
+
+Status replay(LayerForward& f, const Routing& out) {
+  const Routing& in = *f.options.routing_in;
+  const int32_t candidates = f.layer.spec.router.candidates();
+  const int64_t pairs = out.tokens * out.top_k;
+  for (int64_t p = 0; p < pairs; ++p)
+    if (in.ids[p] < -1 || in.ids[p] >= candidates)
+      return invalid_argument({.layer = f.layer.spec.layer, .phase = Phase::route},
+                              "routing_in.ids[{}] is {}; layer {} has candidates 0 to {} (-1: none)",
+                              p, in.ids[p], f.layer.spec.layer, candidates - 1);
+  std::copy_n(in.ids, pairs, out.ids);
+  std::copy_n(in.weights, pairs, out.weights);
+  return {};
+}
+
+Status route(LayerForward& f, const ExpertTable& table) {
+  StageTimer timer(f.services.clock(), f.report.route_ns);
+  const Routing out{f.hidden.shape[0], f.top_k, f.work.ids.data(), f.work.weights.data()};
+  if (f.options.routing_in) return replay(f, out);
+  RouteInput input;
+  input.layer = f.layer.spec.layer;
+  input.hidden = f.options.router_input.data ? f.options.router_input : f.hidden;
+  input.hidden.shape[0] = out.tokens;
+  input.logits = f.options.router_logits;
+  if (input.logits.data) input.logits.shape[0] = out.tokens;
+  input.token_ids = f.options.token_ids;
+  input.top_k = f.top_k;
+  input.expert_mask = f.options.expert_mask;
+  input.executor = &f.services.executor();
+  input.workspace = f.work.scratch;
+  RouteCounts counts;
+  const Status status =
+      f.own_router ? f.own_router->route(input, out, &counts)
+                   : route_cpu(f.layer.spec.router, table.block->router, input, out, &counts);
+  f.report.nonfinite_rows = counts.nonfinite_rows;
+  f.report.short_rows = counts.short_rows;
+  f.report.dropped = counts.dropped;
+  return status.at({.layer = f.layer.spec.layer, .phase = Phase::route});
+}
+
+// ---- experts
+
+// Runs `batch`, all groups at once or one after the other.
+Status run_groups(const LayerForward& f, const ExpertGemm& gemm, const ExpertSpec& spec,
+                  ExpertBatch batch) {
+  batch.executor = &f.services.executor();
+  batch.workspace = f.work.scratch;
+  if (f.execution == Execution::grouped) return gemm.run(spec, batch);
+  const std::span<const ExpertGroup> groups = batch.groups;
+  for (size_t g = 0; g < groups.size(); ++g) {
+    batch.groups = groups.subspan(g, 1);
+    MOE_RETURN_IF_ERROR(gemm.run(spec, batch));
+  }
+  return {};
+}
+
+Status run_experts(LayerForward& f, const ExpertTable& table, Chunk chunk) {
+  StageTimer timer(f.services.clock(), f.report.experts_ns);
+  const LayerSpec& spec = f.layer.spec;
+  const int64_t first_pair = chunk.first * f.top_k;
+  const int64_t groups = group_pairs(f.work.ids.data() + first_pair, chunk.count * f.top_k,
+                                     spec.router.num_experts, f.work.counts, f.work.pairs.data(),
+                                     f.work.groups.data());
+  for (int64_t g = 0; g < groups; ++g) {
+    ExpertGroup& group = f.work.groups[static_cast<size_t>(g)];
+    group.slot = table.experts[static_cast<size_t>(group.expert)].slot;
+  }
+  ExpertBatch batch;
+  batch.hidden = rows_of(f.hidden, chunk);
+  batch.top_k = f.top_k;
+  batch.groups = f.work.groups.first(static_cast<size_t>(groups));
+  batch.pairs = f.work.pairs.data();
+  if (spec.router.weight_on_input) batch.input_weights = f.work.weights.data() + first_pair;
+  batch.out = f.work.rows.data();
+  return run_groups(f, *f.layer.routed.gemm, spec.expert, batch);
+}
+
+// ---- shared experts
+
+// gate[t] = sigmoid(w . hidden[t])
+void shared_gates(const TensorView& hidden, const TensorView& weight, float* gate) {
+  constexpr int64_t kBlock = 256;
+  float x[kBlock], w[kBlock];
+  const std::byte* weights = row_pointer(weight, 0);
+  for (int64_t t = 0; t < hidden.shape[0]; ++t) {
+    double dot = 0;
+    for (int64_t h = 0; h < hidden.shape[1]; h += kBlock) {
+      const int64_t n = std::min(kBlock, hidden.shape[1] - h);
+      load_floats(hidden.dtype, row_pointer(hidden, t), h, n, x);
+      load_floats(weight.dtype, weights, h, n, w);
+      for (int64_t i = 0; i < n; ++i) dot += static_cast<double>(x[i]) * w[i];
+    }
+    gate[t] = static_cast<float>(1.0 / (1.0 + std::exp(-dot)));
+  }
+}
+
+Status run_shared(LayerForward& f, const LayerBlock& block, Chunk chunk) {
+  StageTimer timer(f.services.clock(), f.report.shared_ns);
+  const SharedSpec& spec = *f.layer.spec.shared;
+  for (int64_t t = 0; t < chunk.count; ++t) f.work.shared_pairs[static_cast<size_t>(t)] = t;
+  const ExpertGroup group{block.shared, kSharedExpert, 0, chunk.count};
+  ExpertBatch batch;
+  batch.hidden = rows_of(f.hidden, chunk);
+  batch.top_k = 1;
+  batch.groups = {&group, 1};
+  batch.pairs = f.work.shared_pairs.data();
+  batch.out = f.work.shared_rows.data();
+  if (spec.sigmoid_gate) shared_gates(batch.hidden, block.shared_gate, f.work.shared_gate.data());
+  return run_groups(f, *f.layer.shared.gemm, spec.expert, batch);
+}
+
+// ---- weighted sum
+
+void run_combine(LayerForward& f, Chunk chunk, bool with_shared) {
+  StageTimer timer(f.services.clock(), f.report.combine_ns);
+  const LayerSpec& spec = f.layer.spec;
+  const int64_t first_pair = chunk.first * f.top_k;
+  CombineArgs args;
+  args.hidden = rows_of(f.hidden, chunk);
+  args.out = rows_of(f.out, chunk);
+  args.accumulate = f.options.accumulate;
+  args.top_k = f.top_k;
+  args.num_experts = spec.router.num_experts;
+  args.ids = f.work.ids.data() + first_pair;
+  args.weights = spec.router.weight_on_input ? nullptr : f.work.weights.data() + first_pair;
+  args.rows = f.work.rows.data();
+  if (with_shared) {
+    args.shared = f.work.shared_rows.data();
+    args.shared_gate = spec.shared->sigmoid_gate ? f.work.shared_gate.data() : nullptr;
+    args.routed_scale = spec.shared->routed_scale;
+    args.shared_scale = spec.shared->shared_scale;
+  }
+  args.executor = &f.services.executor();
+  args.order = f.work.order;
+  combine(args);
+}
+
+}  // namespace
+
+Status forward_layer(LayerForward& f) {
+  const EpochPin pin(f.reader);
+  const ExpertTable& table = ExpertStore::Impl::table(f.layer);
+  f.report.epoch = table.epoch;
+  f.report.rows = f.hidden.shape[0];
+  const bool with_shared = f.layer.shared.gemm && !f.options.skip_shared;
+
+  MOE_RETURN_IF_ERROR(route(f, table));
+  const int64_t rows = f.hidden.shape[0];
+  const int64_t step = chunk_tokens(f.layer.spec, {rows, f.top_k, 1});
+  for (int64_t first = 0; first < rows; first += step) {
+    const Chunk chunk{first, std::min(step, rows - first)};
+    MOE_RETURN_IF_ERROR(check_deadline(f, Phase::compute));
+    MOE_RETURN_IF_ERROR(run_experts(f, table, chunk));
+    if (with_shared) MOE_RETURN_IF_ERROR(run_shared(f, *table.block, chunk));
+    run_combine(f, chunk, with_shared);
+  }
+  return {};
+}
+
+}  // namespace moe

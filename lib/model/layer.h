@@ -1,0 +1,30 @@
+// One batch through one layer.
+#pragma once
+
+#include "model/workspace.h"
+#include "moe/model.h"
+
+namespace moe {
+
+// A forward whose arguments have been checked and whose workspace is large enough.
+struct LayerForward {
+  StoreLayer& layer;
+  EpochReader& reader;
+  const Services& services;
+  const Router* own_router = nullptr;  // the host's; null: the built-in rule
+  Execution execution = Execution::grouped;
+
+  TensorView hidden;      // (rows, hidden): the valid ones
+  MutableTensorView out;  // (rows, hidden)
+  const ForwardOptions& options;
+  int32_t top_k = 0;
+  int64_t deadline_at_ns = 0;
+
+  Workspace work;
+  ForwardReport report;
+};
+
+// The path of a batch: route, group, experts, shared experts, weighted sum.
+Status forward_layer(LayerForward& f);
+
+}  // namespace moe

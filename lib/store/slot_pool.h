@@ -1,0 +1,51 @@
+// Slots of one size class: equal pieces of one address range that is reserved once and committed
+// in chunks, so that a slot's address never changes while the number of slots grows and shrinks.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "moe/host.h"
+#include "moe/status.h"
+
+namespace moe {
+
+// Not thread-safe: the store serialises. Slots are handed out lowest index first.
+class SlotPool {
+ public:
+  // Reserves addresses for `capacity` slots of at least `slot_bytes`; commits nothing.
+  // With `memory` the chunks come from it instead, and only their addresses are stable.
+  static Result<SlotPool> create(size_t slot_bytes, size_t alignment, int64_t capacity,
+                                 Allocator* memory);
+  SlotPool(SlotPool&& other) noexcept;
+  SlotPool& operator=(SlotPool&&) = delete;
+  ~SlotPool();
+
+  // A free slot, or resource_exhausted with asked and committed bytes.
+  Result<int64_t> take();
+  void give_back(int64_t slot);
+
+  std::byte* address(int64_t slot) const;
+  size_t slot_bytes() const { return slot_bytes_; }
+  size_t committed_bytes() const { return static_cast<size_t>(committed_) * slot_bytes_; }
+  int64_t capacity() const { return capacity_; }
+  int64_t used() const { return used_; }
+
+ private:
+  SlotPool() = default;
+  Status commit_chunk();
+
+  size_t slot_bytes_ = 0;  // a multiple of the page size unless the host brings the memory
+  size_t alignment_ = 0;
+  int64_t capacity_ = 0;
+  int64_t committed_ = 0;  // slots
+  int64_t used_ = 0;
+  int64_t chunk_slots_ = 0;
+  Allocator* memory_ = nullptr;
+  std::byte* base_ = nullptr;       // of the reserved range; null with a host allocator
+  std::vector<std::byte*> chunks_;  // with a host allocator
+  std::vector<bool> taken_;         // per committed slot
+};
+
+}  // namespace moe
