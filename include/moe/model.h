@@ -45,6 +45,9 @@ struct ModelOptions {
   const Router* router = nullptr;  // used for every layer
   const ExpertGemm* expert_gemm = nullptr;
   HostServices host;
+
+  Progress progress = nullptr;  // called while experts load; false cancels
+  void* progress_argument = nullptr;
 };
 
 // Late news of one forward. Written before forward() returns on the CPU, by the last kernel on a

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/rows.h"
 #include "core/services.h"
 #include "quant/half.h"
 
@@ -32,8 +33,6 @@ void combine_row(const CombineArgs& a, int64_t t, int32_t* order) {
   const int64_t hidden = a.hidden.shape[1];
   const int32_t* ids = a.ids + t * a.top_k;
   const int32_t count = sort_places(ids, a.top_k, order);
-  const std::byte* in = row_pointer(a.hidden, t);
-  std::byte* out = row_pointer(a.out, t);
   float sum[kBlock], x[kBlock];
   for (int64_t h = 0; h < hidden; h += kBlock) {
     const int64_t n = std::min(kBlock, hidden - h);
@@ -44,7 +43,7 @@ void combine_row(const CombineArgs& a, int64_t t, int32_t* order) {
       if (ids[order[i]] < a.num_experts) {
         add_scaled(sum, a.rows + pair * hidden + h, weight, n);
       } else {
-        load_floats(a.hidden.dtype, in, h, n, x);
+        load_row(a.hidden.dtype, element(a.hidden, t, h), 1, n, x);
         add_scaled(sum, x, weight, n);
       }
     }
@@ -54,10 +53,10 @@ void combine_row(const CombineArgs& a, int64_t t, int32_t* order) {
       add_scaled(sum, a.shared + t * hidden + h,
                  a.shared_scale * (a.shared_gate ? a.shared_gate[t] : 1.0f), n);
     if (a.accumulate) {
-      load_floats(a.out.dtype, out, h, n, x);
+      load_row(a.out.dtype, element(a.out, t, h), 1, n, x);
       for (int64_t i = 0; i < n; ++i) sum[i] += x[i];
     }
-    store_floats(a.out.dtype, sum, out, h, n);
+    store_row(a.out.dtype, sum, n, element(a.out, t, h), 1);
   }
 }
 

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "core/error.h"
+#include "core/rows.h"
 #include "model/combine.h"
 #include "quant/half.h"
 #include "router/cpu_router.h"
@@ -18,14 +19,6 @@ struct Chunk {
   int64_t first = 0;
   int64_t count = 0;
 };
-
-template <class View>
-View rows_of(const View& view, Chunk chunk) {
-  View part = view;
-  part.data = row_pointer(view, chunk.first);
-  part.shape[0] = chunk.count;
-  return part;
-}
 
 // Adds the time since construction to a counter.
 class StageTimer {
@@ -115,7 +108,7 @@ Status run_experts(LayerForward& f, const ExpertTable& table, Chunk chunk) {
     group.slot = table.experts[static_cast<size_t>(group.expert)].slot;
   }
   ExpertBatch batch;
-  batch.hidden = rows_of(f.hidden, chunk);
+  batch.hidden = rows_of(f.hidden, chunk.first, chunk.count);
   batch.top_k = f.top_k;
   batch.groups = f.work.groups.first(static_cast<size_t>(groups));
   batch.pairs = f.work.pairs.data();
@@ -130,13 +123,12 @@ Status run_experts(LayerForward& f, const ExpertTable& table, Chunk chunk) {
 void shared_gates(const TensorView& hidden, const TensorView& weight, float* gate) {
   constexpr int64_t kBlock = 256;
   float x[kBlock], w[kBlock];
-  const std::byte* weights = row_pointer(weight, 0);
   for (int64_t t = 0; t < hidden.shape[0]; ++t) {
     double dot = 0;
     for (int64_t h = 0; h < hidden.shape[1]; h += kBlock) {
       const int64_t n = std::min(kBlock, hidden.shape[1] - h);
-      load_floats(hidden.dtype, row_pointer(hidden, t), h, n, x);
-      load_floats(weight.dtype, weights, h, n, w);
+      load_row(hidden.dtype, element(hidden, t, h), 1, n, x);
+      load_row(weight.dtype, element(weight, 0, h), 1, n, w);
       for (int64_t i = 0; i < n; ++i) dot += static_cast<double>(x[i]) * w[i];
     }
     gate[t] = static_cast<float>(1.0 / (1.0 + std::exp(-dot)));
@@ -149,7 +141,7 @@ Status run_shared(LayerForward& f, const LayerBlock& block, Chunk chunk) {
   for (int64_t t = 0; t < chunk.count; ++t) f.work.shared_pairs[static_cast<size_t>(t)] = t;
   const ExpertGroup group{block.shared, kSharedExpert, 0, chunk.count};
   ExpertBatch batch;
-  batch.hidden = rows_of(f.hidden, chunk);
+  batch.hidden = rows_of(f.hidden, chunk.first, chunk.count);
   batch.top_k = 1;
   batch.groups = {&group, 1};
   batch.pairs = f.work.shared_pairs.data();
@@ -165,18 +157,18 @@ void run_combine(LayerForward& f, Chunk chunk, bool with_shared) {
   const LayerSpec& spec = f.layer.spec;
   const int64_t first_pair = chunk.first * f.top_k;
   CombineArgs args;
-  args.hidden = rows_of(f.hidden, chunk);
-  args.out = rows_of(f.out, chunk);
+  args.hidden = rows_of(f.hidden, chunk.first, chunk.count);
+  args.out = rows_of(f.out, chunk.first, chunk.count);
   args.accumulate = f.options.accumulate;
   args.top_k = f.top_k;
   args.num_experts = spec.router.num_experts;
   args.ids = f.work.ids.data() + first_pair;
   args.weights = spec.router.weight_on_input ? nullptr : f.work.weights.data() + first_pair;
   args.rows = f.work.rows.data();
+  if (spec.shared) args.routed_scale = spec.shared->routed_scale;
   if (with_shared) {
     args.shared = f.work.shared_rows.data();
     args.shared_gate = spec.shared->sigmoid_gate ? f.work.shared_gate.data() : nullptr;
-    args.routed_scale = spec.shared->routed_scale;
     args.shared_scale = spec.shared->shared_scale;
   }
   args.executor = &f.services.executor();

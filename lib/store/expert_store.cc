@@ -270,6 +270,7 @@ Result<ExpertStore> ExpertStore::open(const WeightSource& source,
     for (const LayerSpec& spec : impl->specs) {
       impl->layers.push_back(std::make_unique<StoreLayer>());
       impl->layers.back()->spec = spec;
+      impl->layers.back()->index = impl->layers.size() - 1;
     }
     MOE_RETURN_IF_ERROR(impl->choose_backends());
     MOE_RETURN_IF_ERROR(impl->size_pools());

@@ -35,6 +35,7 @@ struct Compute {
 
 struct StoreLayer {
   LayerSpec spec;
+  size_t index = 0;  // among the store's layers
   Compute routed;
   Compute shared;  // gemm is null if the layer has no shared expert
 
@@ -57,6 +58,9 @@ struct ExpertStore::Impl {
   static const ExpertTable& table(const StoreLayer& layer) {
     return *layer.table.load(std::memory_order_seq_cst);
   }
+
+  // Which backend computes what, and why the others were passed over.
+  std::string describe() const;
 
   // ---- for the store itself
 

@@ -1,0 +1,7 @@
+#include "moe/communicator.h"
+
+namespace moe {
+
+Communicator::~Communicator() = default;
+
+}  // namespace moe

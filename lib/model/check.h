@@ -1,0 +1,12 @@
+// Refuses a forward whose arguments do not fit, before anything is touched.
+#pragma once
+
+#include "moe/model.h"
+
+namespace moe {
+
+// `rows` receives the rows to compute: those of `hidden`, or *options.valid_rows.
+Status check_forward(const LayerSpec& spec, const TensorView& hidden, const MutableTensorView& out,
+                     const ForwardOptions& options, int64_t* rows);
+
+}  // namespace moe

@@ -1,0 +1,135 @@
+// The published models' own answers: every MoE block of ../shared/goldens.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <map>
+#include <numeric>
+#include <vector>
+
+#include "catch.h"
+#include "moe/moe.h"
+
+using namespace moe;
+
+namespace {
+
+struct Golden {
+  std::map<std::string, Checkpoint::Tensor> tensors;
+  TensorFile file;
+
+  static Golden open(const std::filesystem::path& path) {
+    auto file = TensorFile::open(path.string());
+    INFO(file.status().message());
+    REQUIRE(file.ok());
+    std::map<std::string, Checkpoint::Tensor> tensors;
+    for (const auto& tensor : file->tensors()) tensors.emplace(tensor.name, tensor);
+    return {std::move(tensors), std::move(*file)};
+  }
+  template <class T>
+  std::vector<T> read(const std::string& name) const {
+    const auto& tensor = tensors.at(name);
+    std::vector<T> values(tensor.bytes / sizeof(T));
+    REQUIRE(file.read(tensor, values.data()).ok());
+    return values;
+  }
+  bool has(const std::string& name) const { return tensors.count(name) > 0; }
+};
+
+double relative_error(const std::vector<float>& got, const std::vector<float>& wanted) {
+  double difference = 0, norm = 0;
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    difference += std::pow(static_cast<double>(got[i]) - wanted[i], 2);
+    norm += std::pow(static_cast<double>(wanted[i]), 2);
+  }
+  return std::sqrt(difference / norm);
+}
+
+// One row's choice as expert -> weight; places without an expert are left out.
+std::map<int64_t, float> choice(const auto* ids, const float* weights, int64_t top_k) {
+  std::map<int64_t, float> chosen;
+  for (int64_t i = 0; i < top_k; ++i)
+    if (ids[i] >= 0) chosen[ids[i]] = weights[i];
+  return chosen;
+}
+
+struct Blocks {
+  int compared = 0;
+  int choices = 0;
+};
+
+void compare_block(Model& model, int32_t layer, const Golden& golden, const std::string& x,
+                   const std::string& y, const std::string& routing_prefix, Blocks& blocks) {
+  INFO("layer " << layer << " " << x);
+  const auto input = golden.read<float>(x), wanted = golden.read<float>(y);
+  const int64_t rows = golden.tensors.at(x).shape[0], hidden = golden.tensors.at(x).shape[1];
+  const LayerSpec spec = *model.layer(layer);
+  const int64_t top_k = spec.router.top_k;
+  std::vector<float> out(input.size(), NAN);
+  std::vector<int32_t> ids(static_cast<size_t>(rows * top_k));
+  std::vector<float> weights(ids.size());
+  Routing routing{rows, spec.router.top_k, ids.data(), weights.data()};
+  const Status status = model.forward(layer, {input.data(), DType::f32, {rows, hidden}},
+                                      {out.data(), DType::f32, {rows, hidden}},
+                                      {.routing_out = &routing});
+  INFO(status.message());
+  REQUIRE(status.ok());
+  CHECK(relative_error(out, wanted) < 2e-6);
+  ++blocks.compared;
+
+  if (!golden.has(routing_prefix + "topk_ids")) return;
+  const auto golden_ids = golden.read<int64_t>(routing_prefix + "topk_ids");
+  const auto golden_weights = golden.read<float>(routing_prefix + "topk_weights");
+  REQUIRE(golden_ids.size() == ids.size());
+  for (int64_t row = 0; row < rows; ++row) {
+    INFO("row " << row);
+    const auto got = choice(&ids[row * top_k], &weights[row * top_k], top_k);
+    const auto want = choice(&golden_ids[row * top_k], &golden_weights[row * top_k], top_k);
+    REQUIRE(got.size() == want.size());
+    for (auto [id, weight] : want) {
+      REQUIRE(got.count(id) == 1);
+      REQUIRE(std::abs(got.at(id) - weight) <= 1e-6 * std::max(1.0f, std::abs(weight)));
+    }
+    ++blocks.choices;
+  }
+}
+
+// Every block in every checkpoint of one folder of goldens.
+void compare_folder(const std::string& folder, size_t families) {
+  if (!test::have_shared()) return test::skip("goldens: ../shared is absent");
+  size_t seen = 0;
+  for (const auto& entry :
+       std::filesystem::directory_iterator(test::shared_dir() + "/goldens/" + folder)) {
+    ++seen;
+    INFO(entry.path().string());
+    auto model = Model::load(entry.path().string());
+    INFO(model.status().message());
+    REQUIRE(model.ok());
+    const Golden golden = Golden::open(entry.path() / "golden.safetensors");
+    Blocks blocks;
+    for (const LayerSpec& spec : model->layers()) {
+      const std::string prefix = "layers." + std::to_string(spec.layer) + ".";
+      if (golden.has(prefix + "input"))
+        compare_block(*model, spec.layer, golden, prefix + "input", prefix + "output", prefix,
+                      blocks);
+      for (const auto& [name, tensor] : golden.tensors)
+        if (name.rfind(prefix + "x", 0) == 0 && name.find('.', prefix.size()) == std::string::npos) {
+          std::string answer = name;
+          answer[prefix.size()] = 'y';
+          compare_block(*model, spec.layer, golden, name, answer, name + ".", blocks);
+        }
+    }
+    CHECK(blocks.compared >= 3);
+  }
+  CHECK(seen == families);
+}
+
+}  // namespace
+
+TEST_CASE("goldens/a: 19 families", "[model][golden][mission-2][mission-3][mission-5][mission-8]") {
+  compare_folder("a", 19);
+}
+TEST_CASE("goldens/b: 19 families, other sizes", "[model][golden][mission-2][mission-3]") {
+  compare_folder("b", 19);
+}
+TEST_CASE("goldens/c: 10 more families", "[model][golden][mission-7]") { compare_folder("c", 10); }

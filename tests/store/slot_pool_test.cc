@@ -1,0 +1,82 @@
+#include "store/slot_pool.h"
+
+#include <cstring>
+#include <random>
+#include <set>
+
+#include "catch.h"
+
+using namespace moe;
+
+namespace {
+// Counts what is out; may refuse the n-th request.
+class CountingAllocator final : public Allocator {
+ public:
+  void* allocate(size_t bytes, size_t alignment) noexcept override {
+    if (fail_at >= 0 && calls++ == fail_at) return nullptr;
+    outstanding += static_cast<int64_t>(bytes);
+    return std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
+  }
+  void deallocate(void* memory, size_t bytes, size_t) noexcept override {
+    outstanding -= static_cast<int64_t>(bytes);
+    std::free(memory);
+  }
+  int64_t outstanding = 0;
+  int64_t calls = 0;
+  int64_t fail_at = -1;
+};
+}  // namespace
+
+TEST_CASE("slots are distinct, aligned, writable and keep their address", "[store][mission-36]") {
+  for (Allocator* memory : {static_cast<Allocator*>(nullptr),
+                            static_cast<Allocator*>(new CountingAllocator)}) {
+    {
+      auto pool = SlotPool::create(3 << 20, 64, 100, memory);
+      REQUIRE(pool.ok());
+      CHECK(pool->committed_bytes() == 0);
+      std::set<std::byte*> addresses;
+      for (int i = 0; i < 100; ++i) {
+        auto slot = pool->take();
+        REQUIRE(slot.ok());
+        REQUIRE(*slot == i);
+        std::byte* address = pool->address(*slot);
+        CHECK(reinterpret_cast<uintptr_t>(address) % 64 == 0);
+        std::memset(address, i, pool->slot_bytes());
+        addresses.insert(address);
+      }
+      CHECK(addresses.size() == 100);
+      for (int i = 0; i < 100; ++i) {
+        CHECK(addresses.count(pool->address(i)) == 1);
+        CHECK(pool->address(i)[0] == static_cast<std::byte>(i));
+        CHECK(pool->address(i)[pool->slot_bytes() - 1] == static_cast<std::byte>(i));
+      }
+      const Status full = pool->take().status();
+      CHECK(full.code() == StatusCode::resource_exhausted);
+      CHECK(full.message().find("100 slots") != std::string_view::npos);
+      pool->give_back(42);
+      CHECK(*pool->take() == 42);
+    }
+    if (auto* counting = static_cast<CountingAllocator*>(memory)) {
+      CHECK(counting->outstanding == 0);
+      delete counting;
+    }
+  }
+}
+
+TEST_CASE("a failed commit changes nothing and can be retried", "[store][mission-93]") {
+  CountingAllocator memory;
+  memory.fail_at = 1;
+  auto pool = SlotPool::create(64 << 20, 64, 3, &memory);  // one slot a chunk
+  REQUIRE(pool.ok());
+  REQUIRE(pool->take().ok());
+  const size_t before = pool->committed_bytes();
+  CHECK(pool->take().status().code() == StatusCode::resource_exhausted);
+  CHECK(pool->committed_bytes() == before);
+  CHECK(*pool->take() == 1);
+}
+
+TEST_CASE("a pool larger than the address space is refused", "[store]") {
+  CHECK(SlotPool::create(size_t{1} << 40, 64, int64_t{1} << 40, nullptr).status().code() ==
+        StatusCode::resource_exhausted);
+  CHECK(SlotPool::create(1, 64, -1, nullptr).status().code() == StatusCode::resource_exhausted);
+}
