@@ -42,7 +42,7 @@ Workspace Workspace::cut(const StoreLayer& layer, const BatchShape& batch, std::
   const int64_t experts = spec.router.num_experts;
   const int64_t groups = std::min(experts, pairs);
 
-  size_t scratch = route_cpu_workspace_bytes(spec.router, batch.tokens, batch.concurrency);
+  size_t scratch = route_workspace_bytes(spec.router, spec.hidden(), batch.tokens, batch.concurrency);
   scratch = std::max(scratch, layer.routed.gemm->workspace_bytes(spec.expert, pairs, groups,
                                                                  batch.concurrency));
   if (layer.shared.gemm)
