@@ -96,23 +96,31 @@ Status run_groups(const LayerForward& f, const ExpertGemm& gemm, const ExpertSpe
   return {};
 }
 
+// The chunk's pairs by expert, each group with the slot that serves it.
+std::span<const ExpertGroup> make_groups(LayerForward& f, const ExpertTable& table, Chunk chunk) {
+  const int32_t experts = f.layer.spec.router.num_experts;
+  const int64_t* first = f.work.first_pair.data();
+  group_pairs(f.work.ids.data() + chunk.first * f.top_k, chunk.count * f.top_k, experts,
+              f.work.first_pair.data(), f.work.pairs.data());
+  size_t groups = 0;
+  for (int32_t e = 0; e < experts; ++e)
+    if (first[e + 1] > first[e])
+      f.work.groups[groups++] = {table.experts[static_cast<size_t>(e)].slot, e, first[e],
+                                 first[e + 1] - first[e]};
+  return f.work.groups.first(groups);
+}
+
 Status run_experts(LayerForward& f, const ExpertTable& table, Chunk chunk) {
   StageTimer timer(f.services.clock(), f.report.experts_ns);
   const LayerSpec& spec = f.layer.spec;
-  const int64_t first_pair = chunk.first * f.top_k;
-  const int64_t groups = group_pairs(f.work.ids.data() + first_pair, chunk.count * f.top_k,
-                                     spec.router.num_experts, f.work.counts, f.work.pairs.data(),
-                                     f.work.groups.data());
-  for (int64_t g = 0; g < groups; ++g) {
-    ExpertGroup& group = f.work.groups[static_cast<size_t>(g)];
-    group.slot = table.experts[static_cast<size_t>(group.expert)].slot;
-  }
+  const std::span<const ExpertGroup> groups = make_groups(f, table, chunk);
   ExpertBatch batch;
   batch.hidden = rows_of(f.hidden, chunk.first, chunk.count);
   batch.top_k = f.top_k;
-  batch.groups = f.work.groups.first(static_cast<size_t>(groups));
+  batch.groups = groups;
   batch.pairs = f.work.pairs.data();
-  if (spec.router.weight_on_input) batch.input_weights = f.work.weights.data() + first_pair;
+  if (spec.router.weight_on_input)
+    batch.input_weights = f.work.weights.data() + chunk.first * f.top_k;
   batch.out = f.work.rows.data();
   return run_groups(f, *f.layer.routed.gemm, spec.expert, batch);
 }

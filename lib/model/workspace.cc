@@ -53,7 +53,7 @@ Workspace Workspace::cut(const StoreLayer& layer, const BatchShape& batch, std::
   w.ids = cutter.take<int32_t>(all_pairs);
   w.weights = cutter.take<float>(all_pairs);
   w.pairs = cutter.take<int64_t>(pairs);
-  w.counts = cutter.take<int64_t>(experts + 1);
+  w.first_pair = cutter.take<int64_t>(experts + 1);
   w.groups = cutter.take<ExpertGroup>(groups);
   w.rows = cutter.take<float>(pairs * spec.hidden());
   if (layer.shared.gemm) {

@@ -30,7 +30,7 @@ struct Workspace {
 
   // One chunk.
   std::span<int64_t> pairs;         // (P), grouped by expert
-  std::span<int64_t> counts;        // (experts + 1), scratch of the grouping
+  std::span<int64_t> first_pair;    // (experts + 1): where each expert's pairs begin
   std::span<ExpertGroup> groups;    // at most min(experts, P)
   std::span<float> rows;            // (P, hidden), unweighted results by pair
   std::span<int64_t> shared_pairs;  // (chunk): 0, 1, 2, ...
