@@ -3,7 +3,6 @@
 
 #include <memory>
 #include <string_view>
-#include <type_traits>
 
 #include "moe/host.h"
 #include "moe/status.h"
@@ -33,16 +32,5 @@ class Services {
   HostServices host_;
   std::unique_ptr<Executor> own_executor_;
 };
-
-// Calls body(index, worker) for every index in [0, tasks).
-template <class Body>
-void parallel_for(Executor& executor, int64_t tasks, Body&& body) {
-  executor.run(
-      tasks,
-      [](void* argument, int64_t index, int worker) {
-        (*static_cast<std::remove_reference_t<Body>*>(argument))(index, worker);
-      },
-      &body);
-}
 
 }  // namespace moe

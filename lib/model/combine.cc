@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
+#include "core/parallel.h"
 #include "core/rows.h"
-#include "core/services.h"
 #include "quant/half.h"
 
 namespace moe {
@@ -70,7 +70,7 @@ void combine(const CombineArgs& a) {
     return;
   }
   const int64_t tasks = (tokens + kRowsPerTask - 1) / kRowsPerTask;
-  parallel_for(*a.executor, tasks, [&](int64_t task, int worker) {
+  parallel_for(a.executor, tasks, [&](int64_t task, int worker) {
     const int64_t end = std::min(tokens, (task + 1) * kRowsPerTask);
     for (int64_t t = task * kRowsPerTask; t < end; ++t)
       combine_row(a, t, a.order.data() + static_cast<int64_t>(worker) * a.top_k);

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/error.h"
+#include "core/parallel.h"
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
@@ -202,7 +203,7 @@ Status ExpertStore::Impl::load_all() {
   std::mutex progress_mutex;
   std::vector<Status> statuses(items.size());
   std::atomic<bool> stop{false};
-  parallel_for(services.executor(), static_cast<int64_t>(items.size()), [&](int64_t i, int) {
+  parallel_for(&services.executor(), static_cast<int64_t>(items.size()), [&](int64_t i, int) {
     if (stop.load(std::memory_order_relaxed)) return;
     Item& item = items[static_cast<size_t>(i)];
     Status& status = statuses[static_cast<size_t>(i)];
