@@ -8,6 +8,9 @@
 
 namespace moe {
 
+// cpu_gemm.cc: the CPU backend people run.
+std::unique_ptr<ExpertGemm> make_cpu_gemm();
+
 // reference_gemm.cc: the oracle behind the same interface.
 std::unique_ptr<ExpertGemm> make_reference_gemm();
 

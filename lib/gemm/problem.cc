@@ -12,11 +12,6 @@ bool needs_gate(Activation activation) {
   return activation == Activation::swiglu_oai || activation == Activation::swiglu_step;
 }
 
-const std::byte* row_address(const TensorView& hidden, int64_t row) {
-  return static_cast<const std::byte*>(hidden.data) +
-         row * hidden.strides[0] * (bits_of(hidden.dtype) / 8);
-}
-
 }  // namespace
 
 Status check_spec(const ExpertSpec& spec) {
@@ -78,12 +73,13 @@ int64_t pairs_in(const ExpertBatch& batch) {
   return pairs;
 }
 
-void load_pair(const ExpertBatch& batch, int64_t pair, float* out) {
+void load_pair(const ExpertBatch& batch, int64_t pair, int64_t begin, int64_t count, float* out) {
   const TensorView& hidden = batch.hidden;
-  load_row(hidden.dtype, row_address(hidden, token_of(batch, pair)), hidden.strides[1],
-           hidden.shape[1], out);
+  const int64_t at = pair / batch.top_k * hidden.strides[0] + begin * hidden.strides[1];
+  const auto* row = static_cast<const std::byte*>(hidden.data) + at * (bits_of(hidden.dtype) / 8);
+  load_row(hidden.dtype, row, hidden.strides[1], count, out);
   if (!batch.input_weights) return;
-  for (int64_t i = 0; i < hidden.shape[1]; ++i) out[i] *= batch.input_weights[pair];
+  for (int64_t i = 0; i < count; ++i) out[i] *= batch.input_weights[pair];
 }
 
 }  // namespace moe

@@ -21,10 +21,8 @@ Status check_cpu_batch(const ExpertSpec& spec, const ExpertBatch& batch, size_t 
 // Pairs in all groups together.
 int64_t pairs_in(const ExpertBatch& batch);
 
-inline int64_t token_of(const ExpertBatch& batch, int64_t pair) { return pair / batch.top_k; }
-
-// Row `pair` of the hidden states times its input weight, as dense f32.
-void load_pair(const ExpertBatch& batch, int64_t pair, float* out);
+// Columns [begin, begin + count) of the row of `pair` times its input weight, as dense f32.
+void load_pair(const ExpertBatch& batch, int64_t pair, int64_t begin, int64_t count, float* out);
 
 constexpr int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 

@@ -93,8 +93,7 @@ Status add_shared(const WeightSource& source, const LayerSpec& spec, const Tenso
 
 }  // namespace
 
-Result<std::vector<float>> read_f32(const WeightSource& source, const WeightId& id,
-                                    const Dims& shape) {
+Result<DType> float_type(const WeightSource& source, const WeightId& id, const Dims& shape) {
   const Place place = {
       .file = source.name(), .tensor = to_string(id.kind), .layer = id.layer, .expert = id.expert};
   MOE_ASSIGN_OR_RETURN(const TensorShape stored, source.describe(id));
@@ -106,11 +105,17 @@ Result<std::vector<float>> read_f32(const WeightSource& source, const WeightId& 
   if (!is_float(stored.dtype))
     return error(StatusCode::unimplemented, place, "type is {}; wanted f32, bf16, f16 or f64",
                  to_string(stored.dtype));
+  return stored.dtype;
+}
+
+Result<std::vector<float>> read_f32(const WeightSource& source, const WeightId& id,
+                                    const Dims& shape) {
+  MOE_ASSIGN_OR_RETURN(const DType dtype, float_type(source, id, shape));
   const int64_t count = shape.elements();
-  std::vector<std::byte> bytes(static_cast<size_t>(count) * bits_of(stored.dtype) / 8);
-  MOE_RETURN_IF_ERROR(source.read(id, MutableTensorView(bytes.data(), stored.dtype, shape)));
+  std::vector<std::byte> bytes(static_cast<size_t>(count) * (bits_of(dtype) / 8));
+  MOE_RETURN_IF_ERROR(source.read(id, MutableTensorView(bytes.data(), dtype, shape)));
   std::vector<float> values(static_cast<size_t>(count));
-  load_row(stored.dtype, bytes.data(), 1, count, values.data());
+  load_row(dtype, bytes.data(), 1, count, values.data());
   return values;
 }
 

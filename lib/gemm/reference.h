@@ -20,8 +20,11 @@ struct ReferenceExpert {
   std::vector<float> gate_bias, up_bias, down_bias;
 };
 
-// One canonical tensor, exactly as stored, as f32 in row-major order.
+// The element type of a canonical tensor.
 // invalid_argument if the source's shape is not `shape`; unimplemented if its type is no float.
+Result<DType> float_type(const WeightSource& source, const WeightId& id, const Dims& shape);
+
+// One canonical tensor, exactly as stored, as f32 in row-major order. Errors of float_type().
 Result<std::vector<float>> read_f32(const WeightSource& source, const WeightId& id,
                                     const Dims& shape);
 

@@ -43,7 +43,7 @@ void compute(const ExpertSpec& spec, const ExpertBatch& batch, const ExpertGroup
   std::vector<float> row(spec.hidden);
   std::vector<double> x(spec.hidden), y(spec.hidden);
   for (int64_t i = group.first; i < group.first + group.count; ++i) {
-    load_pair(batch, batch.pairs[i], row.data());
+    load_pair(batch, batch.pairs[i], 0, spec.hidden, row.data());
     x.assign(row.begin(), row.end());
     expert_forward_reference(expert, x.data(), y.data());
     std::copy(y.begin(), y.end(), batch.out + batch.pairs[i] * spec.hidden);

@@ -1,0 +1,59 @@
+// Compiled once per instruction set by Highway's foreach_target. Targets without a fused
+// multiply-add unit are left out; the portable one calls std::fma.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "gemm/cpu_kernels.cc"
+#define HWY_DISABLED_TARGETS \
+  (HWY_SSSE3 | HWY_SSE4 | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV | HWY_WASM)
+
+#include "gemm/cpu_kernels.h"
+
+#include <array>
+#include <cmath>
+#include <utility>
+
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#include "gemm/cpu_kernels-inl.h"
+
+#if HWY_ONCE
+namespace moe::cpu {
+namespace {
+
+bool always() { return true; }
+
+template <int64_t kTarget>
+bool has() {
+  return (hwy::SupportedTargets() & kTarget) != 0;
+}
+
+constexpr Kernels kAll[] = {
+#if HWY_TARGETS & HWY_AVX3
+    N_AVX3::kernels("avx512", has<HWY_AVX3>),
+#endif
+#if HWY_TARGETS & HWY_AVX2
+    N_AVX2::kernels("avx2", has<HWY_AVX2>),
+#endif
+#if HWY_TARGETS & HWY_NEON
+    N_NEON::kernels("neon", always),
+#endif
+#if HWY_TARGETS & HWY_EMU128
+    N_EMU128::kernels("portable", always),
+#endif
+#if HWY_TARGETS & HWY_SCALAR
+    N_SCALAR::kernels("portable", always),
+#endif
+};
+
+}  // namespace
+
+std::span<const Kernels> all_kernels() { return kAll; }
+
+const Kernels& best_kernels() {
+  for (const Kernels& kernels : kAll)
+    if (kernels.available()) return kernels;
+  return kAll[std::size(kAll) - 1];
+}
+
+}  // namespace moe::cpu
+#endif  // HWY_ONCE

@@ -1,0 +1,85 @@
+// How the CPU backend lays out one expert, and how it cuts rows into tiles. Pure arithmetic.
+//
+//   gate_up       panel pairs over the intermediate size: gate panel, up panel of the same 16
+//                 outputs; not gated: two up panels, 32 outputs
+//   down          panel pairs over the hidden size, 32 outputs each
+//   gate_up_bias  f32, (pairs, 2, 16), as gate_up                                with bias only
+//   down_bias     f32, (pairs, 2, 16)                                            with bias only
+//
+// A panel holds 16 outputs for all inputs, inputs outermost; their number is rounded up to even:
+//   f32, f16      [inputs][16]
+//   bf16          [inputs / 2][16][2]   one 32-bit lane holds two inputs of one output: a shift and
+//                                       a mask widen it, and dot-product units read it as it is
+// Padding is zero. Sections start at multiples of 64 bytes.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "gemm/problem.h"
+#include "moe/weights.h"
+
+namespace moe::cpu {
+
+inline constexpr int64_t kPanel = 16;         // outputs of a panel
+inline constexpr int64_t kPair = 2 * kPanel;  // outputs of a panel pair
+
+// Inputs whose products are summed in one chain of FMAs; the chains' sums are added in order. Keeps
+// the error of long rows near that of short ones, and a block of a panel pair in the L1 cache.
+inline constexpr int64_t kChain = 256;
+
+constexpr int64_t element_bytes(FormatKind kind) { return kind == FormatKind::f32 ? 4 : 2; }
+
+// Byte offsets from the start of a slot. Needs check_spec() and a format of element_bytes().
+struct Sections {
+  int64_t hidden_inputs = 0;        // hidden, rounded up to even
+  int64_t intermediate_inputs = 0;  // intermediate, rounded up to even
+  int64_t gate_up_pairs = 0;
+  int64_t down_pairs = 0;
+  int64_t gate_up_pair_bytes = 0;
+  int64_t down_pair_bytes = 0;
+
+  int64_t gate_up = 0;
+  int64_t down = 0;
+  int64_t gate_up_bias = 0;
+  int64_t down_bias = 0;
+  int64_t bytes = 0;
+};
+
+// Intermediate outputs that one panel pair of gate_up yields.
+constexpr int64_t outputs_of_pair(const ExpertSpec& spec) { return spec.gated ? kPanel : kPair; }
+
+constexpr Sections sections(const ExpertSpec& spec) {
+  const auto pairs = [](int64_t outputs, int64_t each) { return (outputs + each - 1) / each; };
+  Sections s;
+  s.hidden_inputs = round_up(spec.hidden, 2);
+  s.intermediate_inputs = round_up(spec.intermediate, 2);
+  s.gate_up_pairs = pairs(spec.intermediate, outputs_of_pair(spec));
+  s.down_pairs = pairs(spec.hidden, kPair);
+  s.gate_up_pair_bytes = s.hidden_inputs * kPair * element_bytes(spec.format.kind);
+  s.down_pair_bytes = s.intermediate_inputs * kPair * element_bytes(spec.format.kind);
+  const int64_t bias_bytes = spec.bias ? kPair * int64_t{sizeof(float)} : 0;
+  s.down = s.gate_up_pairs * s.gate_up_pair_bytes;
+  s.gate_up_bias = s.down + s.down_pairs * s.down_pair_bytes;
+  s.down_bias = s.gate_up_bias + s.gate_up_pairs * bias_bytes;
+  s.bytes = s.down_bias + s.down_pairs * bias_bytes;
+  return s;
+}
+
+// `rows` rows cut into the fewest tiles of at most `most` rows, as even as possible: a last tile of
+// one row would cost as much weight traffic as a full one.
+struct Tiles {
+  int64_t rows = 0;
+  int64_t count = 0;
+
+  constexpr Tiles() = default;
+  constexpr Tiles(int64_t row_count, int64_t most)
+      : rows(row_count), count((row_count + most - 1) / most) {}
+  constexpr int64_t first_row(int64_t tile) const {
+    return tile * (rows / count) + std::min(tile, rows % count);
+  }
+  constexpr int64_t size(int64_t tile) const { return rows / count + (tile < rows % count); }
+};
+
+}  // namespace moe::cpu

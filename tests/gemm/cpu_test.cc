@@ -1,0 +1,194 @@
+// What the CPU backend promises beyond conformance: the bits of a row depend on nothing but the row
+// and its expert, whatever the threads, the batch, the order and the instruction set.
+#include <cstring>
+
+#include "catch.h"
+#include "gemm/cpu_gemm.h"
+#include "gemm/cpu_layout.h"
+#include "gemm/problems.h"
+#include "quant/half.h"
+
+using namespace moe;
+using namespace moe::test;
+
+namespace {
+
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+// Over one chain of FMAs, several tiles and chunks, odd everywhere.
+Problem odd_problem(FormatKind format) {
+  return {.spec = {.hidden = 291, .intermediate = 67, .bias = true, .format = {format}},
+          .experts = 3,
+          .top_k = 2,
+          .tokens = 217,
+          .rows = DType::bf16,
+          .row_padding = 3,
+          .seed = seed()};
+}
+
+constexpr FormatKind kFormats[] = {FormatKind::f32, FormatKind::f16, FormatKind::bf16};
+
+// The batch of `from` cut down to one token.
+Prepared alone(const Prepared& from, int64_t token) {
+  Prepared one;
+  one.problem = from.problem;
+  one.problem.tokens = 1;
+  one.weights =
+      std::make_unique<RandomWeights>(from.problem.spec, from.problem.experts, from.problem.seed);
+  const int64_t row =
+      (from.problem.spec.hidden + from.problem.row_padding) * (bits_of(from.problem.rows) / 8);
+  one.hidden.assign(from.hidden.begin() + token * row, from.hidden.begin() + (token + 1) * row);
+  const int32_t top_k = from.problem.top_k;
+  one.ids.assign(from.ids.begin() + token * top_k, from.ids.begin() + (token + 1) * top_k);
+  for (int32_t expert = 0; expert < from.problem.experts; ++expert)
+    for (int32_t place = 0; place < top_k; ++place)
+      if (one.ids[place] == expert) {
+        one.groups.push_back({nullptr, expert, static_cast<int64_t>(one.pairs.size()), 1});
+        one.pairs.push_back(place);
+      }
+  return one;
+}
+
+}  // namespace
+
+TEST_CASE("same bits for 1, 2, 3 and 8 threads, and one expert after the other",
+          "[gemm][mission-30][mission-31]") {
+  const auto gemm = cpu::make_gemm(cpu::best_kernels());
+  for (FormatKind format : kFormats) {
+    const Prepared prepared = prepare(odd_problem(format));
+    const Slots slots(*gemm, prepared);
+    const auto expected = run(*gemm, prepared, slots);
+    CHECK(error_against_reference(prepared, expected) <= 2e-6);
+    for (int threads : {1, 2, 3, 8}) {
+      CHECK(same_bits(run(*gemm, prepared, slots, {.threads = threads}), expected));
+      CHECK(same_bits(run(*gemm, prepared, slots, {threads, true}), expected));
+    }
+    const auto workspace = [&](int64_t pairs, int64_t groups) {
+      return gemm->workspace_bytes(prepared.problem.spec, pairs, groups, 1);
+    };
+    CHECK(workspace(217, 1) < workspace(217 * 2, 3));  // sequential needs one expert's rows
+  }
+}
+
+TEST_CASE("a row alone and among others has the same bits", "[gemm][mission-30]") {
+  const auto gemm = cpu::make_gemm(cpu::best_kernels());
+  for (FormatKind format : kFormats) {
+    const Prepared prepared = prepare(odd_problem(format));
+    const Slots slots(*gemm, prepared);
+    const auto together = run(*gemm, prepared, slots);
+    const int64_t elements = prepared.problem.top_k * prepared.problem.spec.hidden;
+    for (int64_t token : {0, 1, 77, 216}) {
+      const auto begin = together.begin() + token * elements;
+      const std::vector<float> expected(begin, begin + elements);
+      CHECK(same_bits(run(*gemm, alone(prepared, token), slots), expected));
+    }
+  }
+}
+
+TEST_CASE("every instruction set of this machine gives the same bits", "[gemm]") {
+  const auto& best = cpu::best_kernels();
+  for (FormatKind format : kFormats)
+    for (Activation activation :
+         {Activation::silu, Activation::gelu, Activation::gelu_tanh, Activation::relu2,
+          Activation::swiglu_oai, Activation::swiglu_step}) {
+      Problem problem = odd_problem(format);
+      problem.spec.activation = activation;
+      problem.tokens = 27;
+      const Prepared prepared = prepare(problem);
+      const auto gemm = cpu::make_gemm(best);
+      const Slots slots(*gemm, prepared);
+      const auto expected = run(*gemm, prepared, slots);
+      for (const cpu::Kernels& kernels : cpu::all_kernels()) {
+        if (!kernels.available()) continue;
+        INFO(kernels.name << " against " << best.name << ": " << describe(problem));
+        CHECK(same_bits(run(*cpu::make_gemm(kernels), prepared, slots), expected));
+      }
+    }
+}
+
+TEST_CASE("long rows stay within 2e-6 of the reference", "[gemm]") {
+  const auto gemm = cpu::make_gemm(cpu::best_kernels());
+  const Problem problem{.spec = {.hidden = 14336, .intermediate = 40},
+                        .experts = 1,
+                        .top_k = 1,
+                        .tokens = 12,
+                        .one_expert = true,
+                        .seed = seed()};
+  const Prepared prepared = prepare(problem);
+  const double error = error_against_reference(prepared, run(*gemm, prepared, {*gemm, prepared}));
+  INFO("error " << error);
+  CHECK(error <= 2e-6);
+}
+
+TEST_CASE("tiles cover all rows, evenly", "[gemm]") {
+  for (int64_t most : {1, 6, 12})
+    for (int64_t rows = 1; rows < 200; ++rows) {
+      const cpu::Tiles tiles(rows, most);
+      CHECK(tiles.count == (rows + most - 1) / most);
+      int64_t next = 0;
+      for (int64_t t = 0; t < tiles.count; ++t) {
+        REQUIRE(tiles.first_row(t) == next);
+        REQUIRE(tiles.size(t) >= rows / tiles.count);
+        REQUIRE(tiles.size(t) <= most);
+        next += tiles.size(t);
+      }
+      CHECK(next == rows);
+    }
+  CHECK(cpu::Tiles(13, 12).size(1) == 6);
+}
+
+TEST_CASE("a slot's sections follow from the shape", "[gemm]") {
+  const auto gated =
+      cpu::sections({.hidden = 33, .intermediate = 17, .bias = true, .format = {FormatKind::bf16}});
+  CHECK(gated.hidden_inputs == 34);
+  CHECK(gated.intermediate_inputs == 18);
+  CHECK(gated.gate_up_pairs == 2);  // 16 outputs a pair: gate and up
+  CHECK(gated.down_pairs == 2);     // 32 outputs a pair
+  CHECK(gated.down == 2 * 34 * 32 * 2);
+  CHECK(gated.gate_up_bias == gated.down + 2 * 18 * 32 * 2);
+  CHECK(gated.bytes == gated.gate_up_bias + (2 + 2) * 32 * 4);
+  const auto plain = cpu::sections(
+      {.hidden = 33, .intermediate = 17, .gated = false, .format = {FormatKind::f32}});
+  CHECK(plain.gate_up_pairs == 1);
+  CHECK(plain.bytes == 34 * 32 * 4 + 2 * 18 * 32 * 4);
+}
+
+TEST_CASE("a bf16 slot holds the bits of the weights, pairs of inputs side by side", "[gemm]") {
+  const ExpertSpec spec{.hidden = 3, .intermediate = 17, .format = {FormatKind::bf16}};
+  const RandomWeights weights(spec, 1, seed());
+  const auto gemm = cpu::make_gemm(cpu::best_kernels());
+  std::vector<uint16_t> slot(gemm->layout(spec).bytes / 2, 0xffff), up(17 * 3);
+  REQUIRE(gemm->pack(spec, weights, 3, 0, reinterpret_cast<std::byte*>(slot.data())).ok());
+  REQUIRE(weights.read({3, WeightKind::up, 0}, {up.data(), DType::bf16, {17, 3}}).ok());
+  // Input 2 of output 16 of up: pair 1, panel 1 of 2, inputs pair 1, lane 0, first of two.
+  CHECK(slot[(1 * 2 + 1) * 4 * 16 + 1 * 32] == up[16 * 3 + 2]);
+  CHECK(slot[(1 * 2 + 1) * 4 * 16 + 1 * 32 + 1] == 0);
+  // Input 1 of output 5 of up.
+  CHECK(slot[1 * 4 * 16 + 5 * 2 + 1] == up[5 * 3 + 1]);
+}
+
+TEST_CASE("weights that do not fit into f16 are refused", "[gemm][mission-121]") {
+  class Huge final : public WeightSource {
+   public:
+    const std::vector<LayerSpec>& layers() const noexcept override { return layers_; }
+    Result<TensorShape> describe(const WeightId&) const override {
+      return TensorShape{DType::f32, {1, 1}, {1, 1}, {}};
+    }
+    Status read(const WeightId& id, const MutableTensorView& out) const override {
+      *static_cast<float*>(out.data) = id.kind == WeightKind::down ? 1e6f : 1.0f;
+      return {};
+    }
+    std::string_view name() const noexcept override { return "huge"; }
+    std::vector<LayerSpec> layers_;
+  };
+  const ExpertSpec spec{.hidden = 1, .intermediate = 1, .format = {FormatKind::f16}};
+  const auto gemm = cpu::make_gemm(cpu::best_kernels());
+  std::vector<std::byte> slot(gemm->layout(spec).bytes);
+  const Status status = gemm->pack(spec, Huge(), 5, 2, slot.data());
+  CHECK(status.code() == StatusCode::out_of_range);
+  CHECK(status.place().tensor == "down");
+  CHECK(status.place().layer == 5);
+  CHECK(status.place().expert == 2);
+}
