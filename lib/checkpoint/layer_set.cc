@@ -1,0 +1,65 @@
+#include "checkpoint/layer_set.h"
+
+#include <algorithm>
+
+#include "core/error.h"
+
+namespace moe {
+namespace {
+
+Place place_of(const WeightId& id) { return {.layer = id.layer, .expert = id.expert}; }
+
+}  // namespace
+
+LayerSet::LayerSet(std::vector<LayerTensors> layers) : layers_(std::move(layers)) {
+  specs_.reserve(layers_.size());
+  for (const LayerTensors& layer : layers_) specs_.push_back(layer.spec());
+}
+
+Result<LayerSet::Found> LayerSet::find(const WeightId& id) const {
+  const auto layer = std::lower_bound(
+      layers_.begin(), layers_.end(), id.layer,
+      [](const LayerTensors& tensors, int32_t index) { return tensors.spec().layer < index; });
+  if (layer == layers_.end() || layer->spec().layer != id.layer)
+    return error(StatusCode::not_found, place_of(id),
+                 "layer {} is not a MoE layer; there are {} of them, from {} to {}", id.layer,
+                 layers_.size(), layers_.empty() ? -1 : specs_.front().layer,
+                 layers_.empty() ? -1 : specs_.back().layer);
+  const bool of_expert = is_expert_kind(id.kind);
+  const bool shared = of_expert && id.expert == kSharedExpert;
+  const Part part{id.kind, shared ? Owner::shared : Owner::routed};
+  if (!layer->has(part))
+    return error(StatusCode::not_found, place_of(id), "layer {} has no {}{}", id.layer,
+                 to_string(id.kind), shared ? " of a shared expert" : "");
+  const int32_t experts = layer->spec().router.num_experts;
+  if (of_expert && !shared && (id.expert < 0 || id.expert >= experts))
+    return error(StatusCode::not_found, place_of(id), "expert {} of layer {} is not one of 0 to {}",
+                 id.expert, id.layer, experts - 1);
+  Found found{&*layer, layer->slice(part, id.expert), {}};
+  layer->name(*found.slice.rule, id.expert, &found.name);
+  return found;
+}
+
+TensorShape stored_shape(const TensorSlice& slice, DType dtype, const Dims& stored) {
+  TensorShape shape{.dtype = dtype, .shape = slice.shape, .strides = {}, .device = {}};
+  if (shape.shape[0] == kAnyExtent) shape.shape[0] = stored[0];
+  shape.strides = row_major(shape.shape);
+  return shape;
+}
+
+Status check_target(const WeightId& id, const TensorShape& wanted, const MutableTensorView& out) {
+  if (out.device.kind != DeviceKind::cpu)
+    return invalid_argument(place_of(id), "{} can be read into CPU memory only",
+                            to_string(id.kind));
+  if (out.dtype != wanted.dtype)
+    return invalid_argument(place_of(id), "{} is {}, but the output is {}", to_string(id.kind),
+                            to_string(wanted.dtype), to_string(out.dtype));
+  if (!(out.shape == wanted.shape) || out.strides.rank != out.shape.rank)
+    return invalid_argument(place_of(id), "the output's shape is not that of {}; see describe()",
+                            to_string(id.kind));
+  if (!out.data && wanted.shape.elements() > 0)
+    return invalid_argument(place_of(id), "the output for {} is null", to_string(id.kind));
+  return {};
+}
+
+}  // namespace moe

@@ -1,0 +1,121 @@
+#include "checkpoint/layer_tensors.h"
+
+#include <algorithm>
+#include <charconv>
+
+namespace moe {
+namespace {
+
+// The axes of a canonical tensor; 0: none (a vector has no column), 1: an extent of one.
+struct CanonicalAxes {
+  char row, column;
+};
+
+CanonicalAxes canonical_axes(WeightKind kind) {
+  switch (kind) {
+    case WeightKind::router_weight: return {'c', 'h'};
+    case WeightKind::router_bias:
+    case WeightKind::router_selection_bias:
+    case WeightKind::router_per_expert_scale: return {'c', 0};
+    case WeightKind::router_input_scale: return {'h', 0};
+    case WeightKind::router_token_experts: return {'v', 'k'};
+    case WeightKind::shared_gate: return {1, 'h'};
+    case WeightKind::gate:
+    case WeightKind::up: return {'i', 'h'};
+    case WeightKind::down: return {'h', 'i'};
+    case WeightKind::gate_bias:
+    case WeightKind::up_bias: return {'i', 0};
+    case WeightKind::down_bias: return {'h', 0};
+    default: return {0, 0};
+  }
+}
+
+Extents extents_of(const LayerSpec& spec, Owner owner) {
+  const ExpertSpec& expert = owner == Owner::shared ? spec.shared->expert : spec.expert;
+  return {.candidates = spec.router.candidates(),
+          .hidden = spec.hidden(),
+          .intermediate = expert.intermediate,
+          .experts = spec.router.num_experts,
+          .top_k = spec.router.top_k};
+}
+
+int64_t extent_of(char axis, const Extents& extents) {
+  switch (axis) {
+    case 'c': return extents.candidates;
+    case 'h': return extents.hidden;
+    case 'i': return extents.intermediate;
+    case 'k': return extents.top_k;
+    case 'v': return kAnyExtent;
+    default: return 1;
+  }
+}
+
+void add_expert_parts(const ExpertSpec& expert, Owner owner, std::vector<Part>* parts) {
+  using enum WeightKind;
+  for (WeightKind kind : {gate, up, down})
+    if (expert.gated || kind != gate) parts->push_back({kind, owner});
+  if (!expert.bias) return;
+  for (WeightKind kind : {gate_bias, up_bias, down_bias})
+    if (expert.gated || kind != gate_bias) parts->push_back({kind, owner});
+}
+
+}  // namespace
+
+Dims canonical_shape(const LayerSpec& spec, const Part& part) {
+  const Extents extents = extents_of(spec, part.owner);
+  const CanonicalAxes axes = canonical_axes(part.kind);
+  if (!axes.row) return {};
+  if (!axes.column) return {extent_of(axes.row, extents)};
+  return {extent_of(axes.row, extents), extent_of(axes.column, extents)};
+}
+
+LayerTensors::LayerTensors(std::string prefix, FamilyLayer layer)
+    : prefix_(std::move(prefix)), layer_(std::move(layer)) {
+  parts_.push_back({WeightKind::router_weight});
+  for (WeightKind kind : layer_.router) parts_.push_back({kind});
+  if (spec().shared && spec().shared->sigmoid_gate) parts_.push_back({WeightKind::shared_gate});
+  if (spec().shared) add_expert_parts(spec().shared->expert, Owner::shared, &parts_);
+  add_expert_parts(spec().expert, Owner::routed, &parts_);
+}
+
+bool LayerTensors::has(const Part& part) const {
+  return std::any_of(parts_.begin(), parts_.end(),
+                     [&](const Part& p) { return p.kind == part.kind && p.owner == part.owner; });
+}
+
+bool LayerTensors::serves(const TensorRule& rule, const Part& part) {
+  if (rule.owner != part.owner) return false;
+  if (rule.kind == part.kind) return true;
+  const bool both = rule.axes.find('g') != std::string_view::npos;
+  return both && ((rule.kind == WeightKind::gate && part.kind == WeightKind::up) ||
+                  (rule.kind == WeightKind::gate_bias && part.kind == WeightKind::up_bias));
+}
+
+void LayerTensors::name(const TensorRule& rule, int32_t expert, std::string* out) const {
+  out->assign(prefix_);
+  const size_t hole = rule.name.find("{e}");
+  out->append(rule.name.substr(0, hole));
+  if (hole == std::string_view::npos) return;
+  char digits[12];
+  out->append(digits, std::to_chars(digits, digits + sizeof digits, expert).ptr);
+  out->append(rule.name.substr(hole + 3));
+}
+
+StoredLayout LayerTensors::layout(const TensorRule& rule) const {
+  return stored_layout(rule.axes, extents_of(spec(), rule.owner));
+}
+
+TensorSlice LayerTensors::slice(const Part& part, int32_t expert) const {
+  const TensorRule& rule = this->rule(part);
+  const CanonicalAxes axes = canonical_axes(part.kind);
+  TensorSlice slice{.rule = &rule, .stored = layout(rule), .shape = canonical_shape(spec(), part)};
+  if (axes.row >= 'a') slice.row_step = slice.stored.step(axes.row);
+  if (axes.column >= 'a') slice.column_step = slice.stored.step(axes.column);
+  const bool second = part.kind == WeightKind::up || part.kind == WeightKind::up_bias;
+  if (part.owner == Owner::routed && is_expert_kind(part.kind))
+    slice.base += expert * slice.stored.step('e');
+  if (second) slice.base += slice.stored.step('g');
+  return slice;
+}
+
+}  // namespace moe

@@ -1,0 +1,76 @@
+// The stored tensors of one layer: which rule holds for each canonical tensor, and where in the
+// stored tensor the canonical one lies.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "checkpoint/axes.h"
+#include "checkpoint/family.h"
+#include "moe/weights.h"
+
+namespace moe {
+
+// A canonical tensor inside a stored one. Element (row, column) is stored element
+// base + row * row_step + column * column_step.
+struct TensorSlice {
+  const TensorRule* rule = nullptr;
+  StoredLayout stored;
+  Dims shape;  // canonical; kAnyExtent where only the stored tensor knows
+  int64_t base = 0;
+  int64_t row_step = 0;
+  int64_t column_step = 0;
+};
+
+// A canonical tensor of a layer, experts counted as one.
+struct Part {
+  WeightKind kind = WeightKind::router_weight;
+  Owner owner = Owner::routed;
+};
+
+inline constexpr bool is_expert_kind(WeightKind kind) { return kind >= WeightKind::gate; }
+
+// Shape of a canonical tensor; kAnyExtent for the vocabulary, rank 0 for scales.
+Dims canonical_shape(const LayerSpec& spec, const Part& part);
+
+class LayerTensors {
+ public:
+  // `prefix` is what tensor names of the layer begin with: "model.layers.3.".
+  LayerTensors(std::string prefix, FamilyLayer layer);
+
+  LayerSpec& spec() { return layer_.spec; }
+  const LayerSpec& spec() const { return layer_.spec; }
+
+  // Every canonical tensor that the layer must have, the router's first.
+  const std::vector<Part>& parts() const { return parts_; }
+  bool has(const Part& part) const;
+
+  // Whether `rule` can serve `part`.
+  static bool serves(const TensorRule& rule, const Part& part);
+  void choose(const Part& part, const TensorRule& rule) { chosen_[index(part)] = &rule; }
+  const TensorRule& rule(const Part& part) const { return *chosen_[index(part)]; }
+
+  // Writes the stored tensor's name; `expert` counts where the name has an {e}.
+  void name(const TensorRule& rule, int32_t expert, std::string* out) const;
+  StoredLayout layout(const TensorRule& rule) const;
+  TensorSlice slice(const Part& part, int32_t expert) const;
+
+ private:
+  static constexpr int kKinds = static_cast<int>(WeightKind::down_scale) + 1;
+  static int index(const Part& part) {
+    return static_cast<int>(part.kind) + (part.owner == Owner::shared ? kKinds : 0);
+  }
+
+  std::string prefix_;
+  FamilyLayer layer_;
+  std::vector<Part> parts_;
+  const TensorRule* chosen_[2 * kKinds] = {};
+};
+
+// Whether `rule` names one tensor per expert.
+inline bool per_expert(const TensorRule& rule) {
+  return rule.name.find("{e}") != std::string_view::npos;
+}
+
+}  // namespace moe

@@ -1,0 +1,85 @@
+#include "checkpoint/model_layers.h"
+
+#include <algorithm>
+#include <string>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "core/error.h"
+
+namespace moe {
+namespace {
+
+constexpr int64_t kMostLayers = 10000;
+constexpr int64_t kMostExperts = 65536;
+
+// Letters to insert, remove or replace to turn `a` into `b`.
+size_t edit_distance(std::string_view a, std::string_view b) {
+  std::vector<size_t> row(b.size() + 1);
+  for (size_t j = 0; j <= b.size(); ++j) row[j] = j;
+  for (size_t i = 1; i <= a.size(); ++i) {
+    size_t diagonal = row[0];
+    row[0] = i;
+    for (size_t j = 1; j <= b.size(); ++j) {
+      const size_t replaced = diagonal + (a[i - 1] != b[j - 1]);
+      diagonal = row[j];
+      row[j] = std::min({row[j] + 1, row[j - 1] + 1, replaced});
+    }
+  }
+  return row.back();
+}
+
+Status unknown_family(std::string_view model_type, std::string_view file) {
+  const std::vector<std::string_view> known = family_names();
+  const std::string_view name = model_type.substr(0, 64);
+  const auto nearest = std::min_element(known.begin(), known.end(), [&](auto a, auto b) {
+    return edit_distance(name, a) < edit_distance(name, b);
+  });
+  return error(StatusCode::unimplemented, {.file = file, .phase = Phase::open},
+               "model_type of {} is \"{}\", which is not a known family; the nearest is {}. Known: "
+               "{}",
+               file, name, *nearest, fmt::join(known, ", "));
+}
+
+Status check(const LayerSpec& spec, std::string_view file) {
+  const Place place{.file = file, .layer = spec.layer, .phase = Phase::open};
+  const RouterSpec& router = spec.router;
+  if (router.candidates() > kMostExperts)
+    return invalid_argument(place, "{} calls for {} experts, at most {} are possible", file,
+                            router.candidates(), kMostExperts);
+  if (router.top_k > router.candidates())
+    return invalid_argument(place, "{} chooses {} of {} experts in layer {}", file, router.top_k,
+                            router.candidates(), spec.layer);
+  return validate(spec).at(place);
+}
+
+}  // namespace
+
+Result<ModelLayers> model_layers(ModelConfig& config) {
+  const Place place{.file = config.file(), .phase = Phase::open};
+  ModelLayers model;
+  model.family = find_family(config.text_model_type());
+  if (!model.family) model.family = find_family(config.model_type());
+  if (!model.family) return unknown_family(config.model_type(), config.file());
+
+  const int64_t count =
+      model.family->layers ? model.family->layers(config) : config.count({"num_hidden_layers"});
+  MOE_RETURN_IF_ERROR(config.status());
+  if (count > kMostLayers)
+    return invalid_argument(place, "{} calls for {} layers, at most {} are possible", config.file(),
+                            count, kMostLayers);
+  for (int32_t layer = 0; layer < count; ++layer) {
+    std::optional<FamilyLayer> described = model.family->layer(config, layer);
+    MOE_RETURN_IF_ERROR(config.status());
+    if (!described) continue;
+    MOE_RETURN_IF_ERROR(check(described->spec, config.file()));
+    model.layers.push_back(std::move(*described));
+  }
+  if (model.layers.empty())
+    return invalid_argument(place, "none of the {} layers of this {} model has experts, says {}",
+                            count, model.family->model_type, config.file());
+  return model;
+}
+
+}  // namespace moe

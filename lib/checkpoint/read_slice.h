@@ -1,0 +1,19 @@
+// Copies a canonical tensor out of a stored one, whatever the stored orientation.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+#include "checkpoint/layer_tensors.h"
+#include "moe/tensor.h"
+
+namespace moe {
+
+// Fills `out` with `bytes` bytes of the stored tensor, from `offset` on.
+using ReadStored = std::function<Status(int64_t offset, int64_t bytes, void* out)>;
+
+// Element (row, column) of `out` becomes that of `slice`; `out` has the slice's shape, any strides.
+// Touches only bytes between the slice's first and last element, in pieces of about 1 MiB.
+Status read_slice(const TensorSlice& slice, const ReadStored& read, const MutableTensorView& out);
+
+}  // namespace moe

@@ -1,0 +1,22 @@
+// Matches the layers that config.json promises with the tensors that are there.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "checkpoint/layer_tensors.h"
+#include "checkpoint/tensor_directory.h"
+
+namespace moe {
+
+// Chooses prefix, names and layouts by what is present, and checks every tensor of every layer:
+// presence, type, shape. Sets the formats in the specs. A refusal names all that is missing.
+Result<std::vector<LayerTensors>> resolve_layers(const Family& family,
+                                                 const std::vector<FamilyLayer>& layers,
+                                                 const TensorDirectory& directory);
+
+// What names of layer 3 usually begin with: "model.layers.3.".
+std::string default_prefix(int32_t layer);
+
+}  // namespace moe
