@@ -301,19 +301,15 @@ class HeaderParser {
     ondemand::json_type type;
     if (auto failure = value.type().get(type)) return bad_json(failure);
     switch (type) {
-      case ondemand::json_type::object:
-        return ignore_object(value, depth);
-      case ondemand::json_type::array:
-        return ignore_array(value, depth);
+      case ondemand::json_type::object: return ignore_object(value, depth);
+      case ondemand::json_type::array: return ignore_array(value, depth);
       case ondemand::json_type::string: {
         ondemand::raw_json_string text;
         if (auto failure = value.get_raw_json_string().get(text)) return bad_json(failure);
         return unescape(text).status();
       }
-      case ondemand::json_type::number:
-        return scalar(value.get_number().error());
-      case ondemand::json_type::boolean:
-        return scalar(value.get_bool().error());
+      case ondemand::json_type::number: return scalar(value.get_number().error());
+      case ondemand::json_type::boolean: return scalar(value.get_bool().error());
       case ondemand::json_type::null: {
         bool null = false;
         if (auto failure = value.is_null().get(null)) return bad_json(failure);

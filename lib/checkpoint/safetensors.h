@@ -7,14 +7,13 @@
 // stricter where the format's text is: the JSON begins with '{', and no key appears twice.
 #pragma once
 
-#include "moe/checkpoint.h"
-
 #include <cstdint>
 #include <memory>
 #include <string_view>
 #include <vector>
 
 #include "core/file.h"
+#include "moe/checkpoint.h"
 
 namespace moe {
 

@@ -1,8 +1,6 @@
 // Which files of a directory make up a checkpoint, and what its index says of them.
 #pragma once
 
-#include "moe/host.h"
-
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -11,6 +9,7 @@
 #include <vector>
 
 #include "core/error.h"
+#include "moe/host.h"
 
 namespace moe {
 

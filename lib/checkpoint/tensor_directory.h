@@ -2,9 +2,6 @@
 // Knows names, shapes and bytes, and nothing of what they mean.
 #pragma once
 
-#include "moe/checkpoint.h"
-#include "moe/host.h"
-
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -15,6 +12,8 @@
 
 #include "checkpoint/safetensors.h"
 #include "core/file.h"
+#include "moe/checkpoint.h"
+#include "moe/host.h"
 
 namespace moe {
 

@@ -97,26 +97,16 @@ Status errno_status(int number, std::string_view what, std::string_view path) {
   std::string_view next = "check the disk or mount, then try again";
   switch (number) {
     case ENOENT:
-    case ENOTDIR:
-      code = StatusCode::not_found, next = "check the path";
-      break;
+    case ENOTDIR: code = StatusCode::not_found, next = "check the path"; break;
     case EACCES:
-    case EPERM:
-      code = StatusCode::permission_denied, next = "check the permissions";
-      break;
+    case EPERM: code = StatusCode::permission_denied, next = "check the permissions"; break;
     case EMFILE:
-    case ENFILE:
-      code = StatusCode::resource_exhausted, next = "raise the limit (ulimit -n)";
-      break;
+    case ENFILE: code = StatusCode::resource_exhausted, next = "raise the limit (ulimit -n)"; break;
     case ENOSPC:
-    case EDQUOT:
-      code = StatusCode::resource_exhausted, next = "free some space";
-      break;
+    case EDQUOT: code = StatusCode::resource_exhausted, next = "free some space"; break;
     case ELOOP:
     case ENAMETOOLONG:
-    case EINVAL:
-      code = StatusCode::invalid_argument, next = "check the path";
-      break;
+    case EINVAL: code = StatusCode::invalid_argument, next = "check the path"; break;
   }
   return error(code, {.file = path}, "{}: cannot {}: {}; {}", path, what,
                std::generic_category().message(number), next);

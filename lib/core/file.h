@@ -3,14 +3,14 @@
 // reads fail.
 #pragma once
 
-#include "moe/status.h"
-
 #include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
+
+#include "moe/status.h"
 
 namespace moe {
 

@@ -32,22 +32,15 @@ class JsonBuilder {
   Status convert(const dom::element& from, int depth, Json* to) {
     if (depth > kMaxDepth) return refuse("nested more than {} levels deep", kMaxDepth);
     switch (from.type()) {
-      case dom::element_type::NULL_VALUE:
-        return {};
-      case dom::element_type::BOOL:
-        return to->value_ = bool(from), Status();
-      case dom::element_type::INT64:
-        return to->value_ = int64_t(from), Status();
-      case dom::element_type::DOUBLE:
-        return to->value_ = double(from), Status();
+      case dom::element_type::NULL_VALUE: return {};
+      case dom::element_type::BOOL: return to->value_ = bool(from), Status();
+      case dom::element_type::INT64: return to->value_ = int64_t(from), Status();
+      case dom::element_type::DOUBLE: return to->value_ = double(from), Status();
       case dom::element_type::STRING:
         return to->value_ = std::string(std::string_view(from)), Status();
-      case dom::element_type::ARRAY:
-        return convert(dom::array(from), depth, to);
-      case dom::element_type::OBJECT:
-        return convert(dom::object(from), depth, to);
-      default:
-        return refuse("the integer {} does not fit into 64 bits with sign", uint64_t(from));
+      case dom::element_type::ARRAY: return convert(dom::array(from), depth, to);
+      case dom::element_type::OBJECT: return convert(dom::object(from), depth, to);
+      default: return refuse("the integer {} does not fit into 64 bits with sign", uint64_t(from));
     }
   }
 
@@ -167,29 +160,23 @@ Result<std::string_view> Json::string(std::string_view key, std::string_view oth
 
 const char* to_string(Json::Kind kind) {
   switch (kind) {
-    case Json::Kind::null:
-      return "null";
-    case Json::Kind::boolean:
-      return "boolean";
-    case Json::Kind::integer:
-      return "integer";
-    case Json::Kind::number:
-      return "number";
-    case Json::Kind::string:
-      return "string";
-    case Json::Kind::array:
-      return "array";
-    case Json::Kind::object:
-      return "object";
+    case Json::Kind::null: return "null";
+    case Json::Kind::boolean: return "boolean";
+    case Json::Kind::integer: return "integer";
+    case Json::Kind::number: return "number";
+    case Json::Kind::string: return "string";
+    case Json::Kind::array: return "array";
+    case Json::Kind::object: return "object";
   }
   return "unknown";
 }
 
 std::string json_quoted(std::string_view text) {
+  constexpr std::string_view kNamed = "\"\\\b\f\n\r\t", kLetters = "\"\\bfnrt";
   std::string out = "\"";
   for (char c : text) {
-    if (c == '"' || c == '\\')
-      out.append({'\\', c});
+    if (const size_t at = kNamed.find(c); at != std::string_view::npos)
+      out.append({'\\', kLetters[at]});
     else if (static_cast<unsigned char>(c) < 0x20)
       out += fmt::format("\\u{:04x}", static_cast<int>(c));
     else
@@ -213,12 +200,8 @@ JsonWriter& JsonWriter::value(double number) {
   if (digits.find_first_of(".e") == std::string::npos) digits += ".0";
   return token(digits);
 }
-JsonWriter& JsonWriter::value(int64_t number) {
-  return token(fmt::format("{}", number));
-}
-JsonWriter& JsonWriter::value(uint64_t number) {
-  return token(fmt::format("{}", number));
-}
+JsonWriter& JsonWriter::value(int64_t number) { return token(fmt::format("{}", number)); }
+JsonWriter& JsonWriter::value(uint64_t number) { return token(fmt::format("{}", number)); }
 
 JsonWriter& JsonWriter::open(char bracket) {
   separate();

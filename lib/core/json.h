@@ -2,8 +2,6 @@
 // and a writer. Strict: RFC 8259, no duplicate keys, no integer outside int64, at most 64 levels.
 #pragma once
 
-#include "moe/status.h"
-
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -11,6 +9,8 @@
 #include <utility>
 #include <variant>
 #include <vector>
+
+#include "moe/status.h"
 
 namespace moe {
 
