@@ -12,7 +12,8 @@ Result<Json> parse(std::string_view text) { return Json::parse(text, {.file = "c
 }  // namespace
 
 TEST_CASE("Json keeps kinds, values and order", "[core]") {
-  auto json = parse(R"({"b": [1, -2.5, "x\u00e9\n", true, null], "a": {"c": 9223372036854775807}})");
+  auto json =
+      parse(R"({"b": [1, -2.5, "x\u00e9\n", true, null], "a": {"c": 9223372036854775807}})");
   REQUIRE(json.ok());
   REQUIRE(json->members().size() == 2);
   CHECK(json->members()[0].first == "b");
@@ -52,11 +53,32 @@ TEST_CASE("Json members by key: absent, null and of the wrong kind", "[core]") {
 }
 
 TEST_CASE("Json refuses what is not JSON, with the file", "[core][mission-12]") {
-  for (const char* text :
-       {"", " ", "{", "{}{}", "{'a':1}", "{\"a\":1,}", "[1,]", "[01]", "[NaN]", "[Infinity]",
-        "[-]", "[1.]", "// x\n{}", "{\"a\":1,\"a\":2}", "{\"a\":1,\"\\u0061\":2}",
-        "[18446744073709551616]", "[9223372036854775808]", "[1e999]", "\"\xff\"", "[\"\\ud800\"]",
-        "[\"\\q\"]", "[\"a\nb\"]", "nul", "[tru]", "{\"a\"}", "{1:2}"}) {
+  for (const char* text : {"",
+                           " ",
+                           "{",
+                           "{}{}",
+                           "{'a':1}",
+                           "{\"a\":1,}",
+                           "[1,]",
+                           "[01]",
+                           "[NaN]",
+                           "[Infinity]",
+                           "[-]",
+                           "[1.]",
+                           "// x\n{}",
+                           "{\"a\":1,\"a\":2}",
+                           "{\"a\":1,\"\\u0061\":2}",
+                           "[18446744073709551616]",
+                           "[9223372036854775808]",
+                           "[1e999]",
+                           "\"\xff\"",
+                           "[\"\\ud800\"]",
+                           "[\"\\q\"]",
+                           "[\"a\nb\"]",
+                           "nul",
+                           "[tru]",
+                           "{\"a\"}",
+                           "{1:2}"}) {
     CAPTURE(text);
     auto json = parse(text);
     REQUIRE_FALSE(json.ok());
