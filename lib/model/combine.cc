@@ -39,12 +39,11 @@ void combine_row(const CombineArgs& a, int64_t t, int32_t* order) {
     std::fill_n(sum, n, 0.0f);
     for (int32_t i = 0; i < count; ++i) {
       const int64_t pair = t * a.top_k + order[i];
-      const float weight = a.weights ? a.weights[pair] : 1.0f;
       if (ids[order[i]] < a.num_experts) {
-        add_scaled(sum, a.rows + pair * hidden + h, weight, n);
+        add_scaled(sum, a.rows + pair * hidden + h, a.weights_on_input ? 1.0f : a.weights[pair], n);
       } else {
         load_row(a.hidden.dtype, element(a.hidden, t, h), 1, n, x);
-        add_scaled(sum, x, weight, n);
+        add_scaled(sum, x, a.weights[pair], n);
       }
     }
     if (a.routed_scale != 1.0f)

@@ -23,7 +23,8 @@ struct CombineArgs {
   int32_t top_k = 0;
   int32_t num_experts = 0;         // ids from here on are zero experts
   const int32_t* ids = nullptr;    // (tokens, top_k)
-  const float* weights = nullptr;  // (tokens, top_k); null: all 1 (already applied to the inputs)
+  const float* weights = nullptr;  // (tokens, top_k)
+  bool weights_on_input = false;   // the experts' rows carry their weights already
   const float* rows = nullptr;     // (tokens * top_k, hidden)
 
   const float* shared = nullptr;       // (tokens, hidden); null: none

@@ -171,7 +171,8 @@ void run_combine(LayerForward& f, Chunk chunk, bool with_shared) {
   args.top_k = f.top_k;
   args.num_experts = spec.router.num_experts;
   args.ids = f.work.ids.data() + first_pair;
-  args.weights = spec.router.weight_on_input ? nullptr : f.work.weights.data() + first_pair;
+  args.weights = f.work.weights.data() + first_pair;
+  args.weights_on_input = spec.router.weight_on_input;
   args.rows = f.work.rows.data();
   if (spec.shared) args.routed_scale = spec.shared->routed_scale;
   if (with_shared) {

@@ -1,31 +1,19 @@
 // Model::forward against the reference, and everything a host may ask of one call.
 #include <atomic>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
-#include <new>
 #include <thread>
 #include <vector>
 
+#include "allocations.h"
 #include "gemm/reference.h"
-#include "model/random_model.h"
+#include "random_model.h"
 #include "moe/moe.h"
 
 using namespace moe;
 using moe::test::Random;
 using moe::test::RandomModel;
 using moe::test::Rows;
-
-namespace {
-std::atomic<int64_t> allocations{0};
-}
-void* operator new(size_t bytes) {
-  allocations.fetch_add(1, std::memory_order_relaxed);
-  if (void* memory = std::malloc(bytes ? bytes : 1)) return memory;
-  throw std::bad_alloc();
-}
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 namespace {
 
@@ -262,16 +250,16 @@ TEST_CASE("after warm-up a forward allocates nothing", "[model][mission-36]") {
     TensorView in = hidden.view();
     MutableTensorView result = out.mutable_view();
     in.shape[0] = result.shape[0] = rows;
-    const int64_t before = allocations.load();
+    const int64_t before = test::allocations();
     const Status status = model.forward(*context, 0, in, result);
-    const int64_t after = allocations.load();
+    const int64_t after = test::allocations();
     CHECK(after == before);
     REQUIRE(status.ok());
   }
   must(model.forward(0, hidden.view(), out.mutable_view()));  // warms the model's own context
-  const int64_t before = allocations.load();
+  const int64_t before = test::allocations();
   const Status status = model.forward(0, hidden.view(), out.mutable_view());
-  const int64_t after = allocations.load();
+  const int64_t after = test::allocations();
   CHECK(after == before);
   REQUIRE(status.ok());
 }
