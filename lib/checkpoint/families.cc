@@ -5,12 +5,13 @@
 namespace moe {
 
 // The list of families: one arch_*.cc per row, which defines the function named here.
-FamilyRows deepseek_rows, mixtral_rows, qwen_rows;
-FamilyRows* const kArchitectures[] = {
-    mixtral_rows,
-    qwen_rows,
-    deepseek_rows,
-};
+FamilyRows afmoe_rows, cohere_rows, dbrx_rows, deepseek_rows, ernie_rows, gpt_oss_rows,
+    granite_rows, hunyuan_rows, jamba_rows, llama4_rows, longcat_rows, mixtral_rows, nemotron_rows,
+    qwen_rows;
+FamilyRows* const kArchitectures[] = {afmoe_rows,    cohere_rows,  dbrx_rows,    deepseek_rows,
+                                      ernie_rows,    gpt_oss_rows, granite_rows, hunyuan_rows,
+                                      jamba_rows,    llama4_rows,  longcat_rows, mixtral_rows,
+                                      nemotron_rows, qwen_rows};
 
 const Family* find_family(std::string_view model_type) {
   for (FamilyRows* rows : kArchitectures)

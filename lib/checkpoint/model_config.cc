@@ -113,6 +113,11 @@ int64_t ModelConfig::count_or(Keys keys, int64_t otherwise, int32_t layer) {
   return found.value ? whole(found, 0, layer) : otherwise;
 }
 
+int64_t ModelConfig::whole_or(Keys keys, int64_t otherwise) {
+  const Found found = find(keys);
+  return found.value ? whole(found, -kMost, 0) : otherwise;
+}
+
 float ModelConfig::number_or(Keys keys, float otherwise) {
   const Found found = find(keys);
   if (!found.value) return otherwise;
@@ -186,6 +191,12 @@ void ModelConfig::refuse(std::string_view key, std::string_view got, std::string
   if (!status_.ok()) return;
   status_ = invalid_argument({.file = file_, .phase = Phase::open}, "{} of {} is {}, wanted {}",
                              key, file_, got, wanted);
+}
+
+void ModelConfig::unsupported(std::string_view what) {
+  if (!status_.ok()) return;
+  status_ = error(StatusCode::unimplemented, {.file = file_, .phase = Phase::open},
+                  "{} calls for {}, which is not supported", file_, what);
 }
 
 }  // namespace moe

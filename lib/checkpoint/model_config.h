@@ -35,6 +35,8 @@ class ModelConfig {
   int64_t count(Keys keys, int32_t layer = 0);
   // The same, but 0 is allowed and `otherwise` stands for an absent one.
   int64_t count_or(Keys keys, int64_t otherwise, int32_t layer = 0);
+  // The same, but negative values are allowed too.
+  int64_t whole_or(Keys keys, int64_t otherwise);
 
   float number_or(Keys keys, float otherwise);
   bool flag_or(Keys keys, bool otherwise);
@@ -44,7 +46,7 @@ class ModelConfig {
   std::optional<bool> lists(Keys keys, int64_t value);
   // Length of a list or text; nothing if there is none.
   std::optional<int64_t> length(Keys keys);
-  // Element `index` of a list of words; nothing if there is no list.
+  // Element `index` of a list of words ("" beyond its end); nothing if there is no list.
   std::optional<std::string_view> word(Keys keys, int64_t index);
 
   // hidden_act and its kin: "silu", "gelu_pytorch_tanh", ...
@@ -52,6 +54,8 @@ class ModelConfig {
 
   // Notes that the value of `key` will not do; the first note stands.
   void refuse(std::string_view key, std::string_view got, std::string_view wanted);
+  // Notes that the model needs something that this library cannot do.
+  void unsupported(std::string_view what);
   const Status& status() const { return status_; }
 
   // quantization_config, or null.

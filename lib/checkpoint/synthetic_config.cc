@@ -97,6 +97,7 @@ Result<std::string> synthetic_config(const SyntheticSpec& spec, const Family& fa
   expand_lists(&text, spec.layers);
   replace_all(&text, "$shared_experts", std::to_string(shared / spec.intermediate));
   replace_all(&text, "$shared", std::to_string(shared));
+  replace_all(&text, "$half_experts", std::to_string(spec.experts / 2));
   replace_all(&text, "$experts", std::to_string(spec.experts));
   replace_all(&text, "$top_k", std::to_string(spec.top_k));
   replace_all(&text, "$layers", std::to_string(spec.layers));
