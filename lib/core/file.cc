@@ -103,9 +103,14 @@ Status errno_status(int number, std::string_view what, std::string_view path) {
     case EMFILE:
     case ENFILE: code = StatusCode::resource_exhausted, next = "raise the limit (ulimit -n)"; break;
     case ENOSPC:
-    case EDQUOT: code = StatusCode::resource_exhausted, next = "free some space"; break;
+    case EFBIG:
+    case EDQUOT:
+      code = StatusCode::resource_exhausted,
+      next = "free some space, or raise the quota or file size limit";
+      break;
     case ELOOP:
     case ENAMETOOLONG:
+    case EISDIR:
     case EINVAL: code = StatusCode::invalid_argument, next = "check the path"; break;
   }
   return error(code, {.file = path}, "{}: cannot {}: {}; {}", path, what,
