@@ -1,0 +1,218 @@
+// moe bench: the forward of one layer beside what the machine could do at best.
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <memory>
+#include <random>
+#include <set>
+
+#include <fmt/format.h>
+
+#include "batch.h"
+#include "commands.h"
+#include "json.h"
+#include "limits.h"
+#include "names.h"
+#include "spec.h"
+#include "terminal.h"
+
+namespace moe::cli {
+namespace {
+
+constexpr int kSamples = 7;  // forwards per point, with a sample of each limit before every one
+
+struct Options {
+  SpecOptions spec;
+  std::string checkpoint;
+  std::string gemm;
+  std::vector<int64_t> tokens = {1, 4, 16, 64, 256};
+  int threads = 0;
+  bool json = false;
+};
+
+struct Spread {
+  double median = 0, least = 0, most = 0;
+};
+
+Spread spread(std::vector<double> samples) {
+  std::sort(samples.begin(), samples.end());
+  return {samples[samples.size() / 2], samples.front(), samples.back()};
+}
+
+struct Point {
+  int64_t tokens = 0;
+  Spread us;
+  double flops = 0, weight_bytes = 0;  // means over the samples
+
+  double gflops() const { return flops / us.median / 1e3; }
+  double weight_gbs() const { return weight_bytes / us.median / 1e3; }
+  double roofline_fraction(double dram_gbs, double fma_gflops) const {
+    return std::max(gflops() / fma_gflops, weight_gbs() / dram_gbs);
+  }
+};
+
+struct Bench {
+  const WeightSource& source;
+  Model& model;
+  Limits& limits;
+  std::vector<double> dram_gbs, fma_gflops;
+  size_t next_layer = 0;
+};
+
+double network_weights(const ExpertSpec& spec) {
+  return (spec.gated ? 3.0 : 2.0) * static_cast<double>(spec.hidden) *
+         static_cast<double>(spec.intermediate);
+}
+
+double bytes_per_weight(const ExpertSpec& spec) {
+  return spec.format.kind == FormatKind::f32 ? 4 : 2;
+}
+
+// Work of one forward that chose `ids`: multiply-adds count twice, activated weights once.
+void add_work(const LayerSpec& layer, const Batch& batch, Point& point) {
+  std::set<int32_t> active;
+  int64_t pairs = 0;
+  for (const int32_t id : batch.ids) {
+    if (id < 0 || id >= layer.router.num_experts) continue;
+    active.insert(id);
+    ++pairs;
+  }
+  const double expert = network_weights(layer.expert);
+  const double router = static_cast<double>(layer.router.candidates() * layer.hidden());
+  const double shared = layer.shared ? network_weights(layer.shared->expert) : 0;
+  const auto rows = static_cast<double>(batch.rows);
+  point.flops += 2 * (static_cast<double>(pairs) * expert + rows * (shared + router)) / kSamples;
+  point.weight_bytes += bytes_per_weight(layer.expert) *
+                        (static_cast<double>(active.size()) * expert + shared + router) / kSamples;
+}
+
+// Forwards through copy after copy of the layer, with other rows each time.
+Result<Point> measure(Bench& bench, int64_t tokens) {
+  Point point{.tokens = tokens};
+  std::vector<double> us;
+  for (int sample = -1; sample < kSamples; ++sample) {  // the first one warms up
+    const LayerSpec& layer = bench.model.layers()[bench.next_layer++ % bench.model.layers().size()];
+    Batch batch = random_batch(bench.source, layer, tokens, static_cast<uint64_t>(sample + 1));
+    bench.dram_gbs.push_back(bench.limits.dram_read_gbs());
+    bench.fma_gflops.push_back(bench.limits.fma_gflops());
+    // Vectors get their memory before the clock starts.
+    batch.out.resize(batch.hidden.size());
+    batch.ids.resize(static_cast<size_t>(tokens * layer.router.top_k));
+    batch.weights.resize(batch.ids.size());
+    const auto start = std::chrono::steady_clock::now();
+    if (Status status = forward(bench.model, layer, batch); !status.ok()) return status;
+    const std::chrono::duration<double, std::micro> took = std::chrono::steady_clock::now() - start;
+    if (sample < 0) continue;
+    us.push_back(took.count());
+    add_work(layer, batch, point);
+  }
+  point.us = spread(std::move(us));
+  return point;
+}
+
+void print_json(const Options& options, const std::string& like, const std::string& dtype,
+                const std::vector<Point>& points, double dram_gbs, double fma_gflops, int threads) {
+  Json json;
+  json.value("threads", threads).object("limits");
+  json.value("dram_read_gbs", dram_gbs).value("fma_gflops", fma_gflops).end();
+  json.array("points");
+  for (const Point& point : points) {
+    json.object().value("like", like).value("tokens", point.tokens).value("dtype", dtype);
+    json.value("us", point.us.median).value("us_min", point.us.least);
+    json.value("us_max", point.us.most).value("gflops", point.gflops());
+    json.value("weight_gbs", point.weight_gbs());
+    json.value("roofline_fraction", point.roofline_fraction(dram_gbs, fma_gflops)).end();
+  }
+  json.print();
+}
+
+void print_text(const std::string& like, const std::string& dtype, const std::vector<Point>& points,
+                double dram_gbs, double fma_gflops, int threads) {
+  fmt::print("{}, {}, {} threads; limits: DRAM read {:.1f} GB/s, FMA {:.1f} GFLOP/s\n", like, dtype,
+             threads, dram_gbs, fma_gflops);
+  fmt::print("{:>8} {:>12} {:>23} {:>12} {:>14} {:>10}\n", "tokens", "us", "least .. most",
+             "GFLOP/s", "weights GB/s", "of limit");
+  for (const Point& point : points)
+    fmt::print("{:>8} {:>12.1f} {:>10.1f} .. {:>9.1f} {:>12.2f} {:>14.2f} {:>8.1f} %\n",
+               point.tokens, point.us.median, point.us.least, point.us.most, point.gflops(),
+               point.weight_gbs(), 100 * point.roofline_fraction(dram_gbs, fma_gflops));
+}
+
+// Enough copies of the layer that their weights pass through no cache.
+SyntheticSpec rotated(SyntheticSpec spec) {
+  const double layer =
+      3.0 * 2 * spec.experts * static_cast<double>(spec.hidden * spec.intermediate);
+  const double wanted = 4.0 * static_cast<double>(last_level_cache());
+  spec.layers = static_cast<int32_t>(std::clamp(std::ceil(wanted / layer), 2.0, 16.0));
+  return spec;
+}
+
+Status bench(Options& options) {
+  std::string like = options.checkpoint;
+  std::unique_ptr<WeightSource> source;
+  if (options.checkpoint.empty()) {
+    if (options.spec.like.empty()) options.spec.like = "olmoe-1b-7b";
+    like = options.spec.like;
+    const SyntheticSpec spec = make_spec(options.spec);
+    Result<std::unique_ptr<WeightSource>> made =
+        make_synthetic(options.spec.layers ? spec : rotated(spec));
+    if (!made.ok()) return made.status();
+    source = *std::move(made);
+  } else {
+    Result<Checkpoint> opened = Checkpoint::open(options.checkpoint);
+    if (!opened.ok()) return opened.status();
+    source = std::make_unique<Checkpoint>(*std::move(opened));
+  }
+
+  Result<std::unique_ptr<Executor>> executor = make_executor(options.threads);
+  if (!executor.ok()) return executor.status();
+  ProgressBar bar("loading weights");
+  Result<Model> model = Model::create(*source, {.gemm = options.gemm,
+                                                .host = {.executor = executor->get()},
+                                                .progress = ProgressBar::update,
+                                                .progress_argument = &bar});
+  if (!model.ok()) return model.status();
+
+  Limits limits(**executor);
+  Bench state{.source = *source, .model = *model, .limits = limits};
+  std::vector<Point> points;
+  for (const int64_t tokens : options.tokens) {
+    Result<Point> point = measure(state, tokens);
+    if (!point.ok()) return point.status();
+    points.push_back(*point);
+  }
+  const double dram_gbs = spread(state.dram_gbs).median;
+  const double fma_gflops = spread(state.fma_gflops).median;
+  const std::string dtype = to_string(model->layers().front().expert.format.kind);
+  const int threads = (*executor)->concurrency();
+  if (options.json)
+    print_json(options, like, dtype, points, dram_gbs, fma_gflops, threads);
+  else
+    print_text(like, dtype, points, dram_gbs, fma_gflops, threads);
+  return {};
+}
+
+}  // namespace
+
+void add_bench(CLI::App& app, Global& global) {
+  CLI::App* command =
+      app.add_subcommand("bench", "Time one layer beside the limits of this machine");
+  auto options = std::make_shared<Options>();
+  add_spec_options(*command, options->spec);
+  command->add_option("--checkpoint", options->checkpoint, "Real weights instead of --like");
+  command->add_option("--tokens", options->tokens, "Rows per forward, as a list")
+      ->delimiter(',')
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command->add_option("--backend", options->gemm, "Expert backend to force; see moe info");
+  command->add_option("--threads", options->threads, "0: one per core")
+      ->check(CLI::NonNegativeNumber);
+  add_json(*command, global);
+  command->footer("Example: moe bench --like olmoe-1b-7b --tokens 1,16,256 --dtype bf16 --json");
+  command->callback([options, &global] {
+    options->json = global.json;
+    global.status = bench(*options);
+  });
+}
+
+}  // namespace moe::cli
