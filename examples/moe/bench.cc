@@ -11,7 +11,7 @@
 #include "batch.h"
 #include "commands.h"
 #include "json.h"
-#include "limits.h"
+#include "machine.h"
 #include "names.h"
 #include "spec.h"
 #include "terminal.h"
@@ -110,8 +110,8 @@ Result<Point> measure(Bench& bench, int64_t tokens) {
   return point;
 }
 
-void print_json(const Options& options, const std::string& like, const std::string& dtype,
-                const std::vector<Point>& points, double dram_gbs, double fma_gflops, int threads) {
+void print_json(const std::string& like, const std::string& dtype, const std::vector<Point>& points,
+                double dram_gbs, double fma_gflops, int threads) {
   Json json;
   json.value("threads", threads).object("limits");
   json.value("dram_read_gbs", dram_gbs).value("fma_gflops", fma_gflops).end();
@@ -186,7 +186,7 @@ Status bench(Options& options) {
   const std::string dtype = to_string(model->layers().front().expert.format.kind);
   const int threads = (*executor)->concurrency();
   if (options.json)
-    print_json(options, like, dtype, points, dram_gbs, fma_gflops, threads);
+    print_json(like, dtype, points, dram_gbs, fma_gflops, threads);
   else
     print_text(like, dtype, points, dram_gbs, fma_gflops, threads);
   return {};

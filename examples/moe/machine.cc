@@ -1,7 +1,7 @@
 // The two loops are compiled for every SIMD target and the best one of this machine is taken.
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "limits.cc"
-#include "limits.h"
+#define HWY_TARGET_INCLUDE "machine.cc"
+#include "machine.h"
 
 #include <hwy/foreach_target.h>  // must come first
 #include <hwy/highway.h>
