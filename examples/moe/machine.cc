@@ -87,7 +87,7 @@ size_t last_level_cache() {
 
 Limits::Limits(Executor& executor)
     : executor_(executor),
-      buffer_(std::clamp(8 * last_level_cache(), size_t{256} << 20, size_t{2} << 30) /
+      buffer_(std::clamp(8 * last_level_cache(), size_t{256} << 20, size_t{1} << 30) /
               sizeof(float)) {
   std::fill(buffer_.begin(), buffer_.end(), 1.f);
 }

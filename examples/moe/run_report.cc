@@ -100,13 +100,13 @@ Result<LayerResult> run_layer(const Checkpoint& checkpoint, const LayerRunner& r
 // How many experts got how many rows, in up to eight lines.
 void print_histogram(const std::vector<int64_t>& expert_rows) {
   constexpr int64_t kLines = 8, kBar = 40;
-  const int64_t most = *std::max_element(expert_rows.begin(), expert_rows.end());
-  const int64_t step = most / kLines + 1;
-  std::vector<int64_t> lines(static_cast<size_t>(most / step + 1));
-  for (const int64_t rows : expert_rows) ++lines[static_cast<size_t>(rows / step)];
+  const auto [least, most] = std::minmax_element(expert_rows.begin(), expert_rows.end());
+  const int64_t step = (*most - *least) / kLines + 1;
+  std::vector<int64_t> lines(static_cast<size_t>((*most - *least) / step + 1));
+  for (const int64_t rows : expert_rows) ++lines[static_cast<size_t>((rows - *least) / step)];
   const int64_t longest = *std::max_element(lines.begin(), lines.end());
   for (size_t i = 0; i < lines.size(); ++i) {
-    const int64_t first = static_cast<int64_t>(i) * step;
+    const int64_t first = *least + static_cast<int64_t>(i) * step;
     const std::string range =
         step == 1 ? fmt::format("{}", first) : fmt::format("{}..{}", first, first + step - 1);
     const auto bar = static_cast<size_t>((lines[i] * kBar + longest - 1) / longest);
