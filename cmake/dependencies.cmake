@@ -17,6 +17,14 @@ target_link_libraries(moe PRIVATE
   $<BUILD_INTERFACE:fmt::fmt-header-only>)
 target_include_directories(moe PRIVATE ${MOE_XXHASH_INCLUDE})
 
+# Optional: traces packed by gzip.
+find_package(ZLIB)
+if(ZLIB_FOUND)
+  list(APPEND MOE_STATIC_PACKAGES ZLIB)
+  list(APPEND MOE_STATIC_MODULES zlib)
+  target_link_libraries(moe PRIVATE ZLIB::ZLIB)
+endif()
+
 if(MOE_CUDA)
   list(APPEND MOE_STATIC_PACKAGES CUDAToolkit)
   target_link_libraries(moe PRIVATE CUDA::cudart_static)
