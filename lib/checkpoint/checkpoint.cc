@@ -101,6 +101,7 @@ const std::vector<LayerSpec>& Checkpoint::layers() const noexcept { return impl_
 Result<TensorShape> Checkpoint::describe(const WeightId& id) const {
   return guarded({.layer = id.layer}, [&]() -> Result<TensorShape> {
     MOE_ASSIGN_OR_RETURN(const LayerSet::Found found, impl_->layers.find(id));
+    if (found.name.empty()) return stored_shape(found.slice, found.zeros(), {});
     const Tensor& tensor = *impl_->files.find(found.name);
     return stored_shape(found.slice, tensor.dtype, tensor.shape);
   });
@@ -109,11 +110,13 @@ Result<TensorShape> Checkpoint::describe(const WeightId& id) const {
 Status Checkpoint::read(const WeightId& id, const MutableTensorView& out) const {
   return guarded({.layer = id.layer, .phase = Phase::load}, [&]() -> Status {
     MOE_ASSIGN_OR_RETURN(const LayerSet::Found found, impl_->layers.find(id));
-    const Tensor& tensor = *impl_->files.find(found.name);
-    const TensorShape wanted = stored_shape(found.slice, tensor.dtype, tensor.shape);
+    const Tensor* tensor = impl_->files.find(found.name);  // null for zeros
+    const TensorShape wanted = tensor ? stored_shape(found.slice, tensor->dtype, tensor->shape)
+                                      : stored_shape(found.slice, found.zeros(), {});
     MOE_RETURN_IF_ERROR(check_target(id, wanted, out));
+    if (!tensor) return write_zeros(out), Status();
     const auto read = [&](int64_t offset, int64_t bytes, void* to) {
-      return impl_->files.read(tensor, offset, bytes, to);
+      return impl_->files.read(*tensor, offset, bytes, to);
     };
     return read_slice(found.slice, read, out);
   });

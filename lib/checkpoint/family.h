@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -17,6 +18,9 @@ namespace moe {
 class ModelConfig;
 
 enum class Owner : int32_t { routed, shared };
+
+// The name of a tensor that is stored nowhere and reads as zeros.
+inline constexpr std::string_view kZeros = {};
 
 // Where one canonical tensor is stored. Several rules may name the same one: the first whose name
 // is present in the checkpoint holds, so published and re-saved layouts live side by side.
@@ -31,7 +35,9 @@ struct FamilyLayer {
   LayerSpec spec;
   // Router tensors beyond the weight (selection bias, ...). Biases of experts, the shared expert
   // and its gate follow from the spec.
-  std::vector<WeightKind> router;
+  std::vector<WeightKind> router = {};
+  // What names of this layer begin with, where its index alone does not say ("" otherwise).
+  std::string prefix = {};
 };
 
 struct Family {
@@ -56,10 +62,13 @@ struct Family {
   std::string_view architecture = {};  // "MixtralForCausalLM"
   std::string_view synthetic = {};
   int32_t synthetic_shared = 1;  // width of the shared experts, in experts
+  std::string_view activation = "silu";
 };
 
 // The family called `model_type` in config.json, or null.
 const Family* find_family(std::string_view model_type);
+// The same by config.json's "architectures", for a model_type that nobody else uses.
+const Family* find_architecture(std::string_view architecture);
 // The model_type of every family, sorted.
 std::vector<std::string_view> family_names();
 

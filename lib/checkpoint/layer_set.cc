@@ -1,6 +1,7 @@
 #include "checkpoint/layer_set.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "core/error.h"
 
@@ -38,6 +39,24 @@ Result<LayerSet::Found> LayerSet::find(const WeightId& id) const {
   Found found{&*layer, layer->slice(part, id.expert), {}};
   layer->name(*found.slice.rule, id.expert, &found.name);
   return found;
+}
+
+DType LayerSet::Found::zeros() const {
+  switch (layer->spec().expert.format.kind) {
+    case FormatKind::f32: return DType::f32;
+    case FormatKind::f16: return DType::f16;
+    default: return DType::bf16;
+  }
+}
+
+void write_zeros(const MutableTensorView& out) {
+  const int64_t size = bits_of(out.dtype) / 8;
+  const int64_t columns = out.shape.rank > 1 ? out.shape[1] : 1;
+  const int64_t step = out.shape.rank > 1 ? out.strides[1] : 0;
+  for (int64_t row = 0; row < out.shape[0]; ++row)
+    for (int64_t column = 0; column < columns; ++column)
+      std::memset(static_cast<char*>(out.data) + (row * out.strides[0] + column * step) * size, 0,
+                  static_cast<size_t>(size));
 }
 
 TensorShape stored_shape(const TensorSlice& slice, DType dtype, const Dims& stored) {

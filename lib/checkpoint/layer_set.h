@@ -19,7 +19,8 @@ class LayerSet {
   struct Found {
     const LayerTensors* layer = nullptr;
     TensorSlice slice;
-    std::string name;  // of the stored tensor
+    std::string name;     // of the stored tensor; empty: zeros
+    DType zeros() const;  // type of such zeros
   };
   // not_found, with what there is, if the layer has no such tensor.
   Result<Found> find(const WeightId& id) const;
@@ -31,6 +32,9 @@ class LayerSet {
 
 // The canonical tensor's type and dense shape; `stored` settles what the slice leaves open.
 TensorShape stored_shape(const TensorSlice& slice, DType dtype, const Dims& stored);
+
+// Fills `out` with zeros.
+void write_zeros(const MutableTensorView& out);
 
 // ok if `out` is memory of this shape and type on the CPU.
 Status check_target(const WeightId& id, const TensorShape& wanted, const MutableTensorView& out);

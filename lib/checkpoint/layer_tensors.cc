@@ -92,6 +92,8 @@ bool LayerTensors::serves(const TensorRule& rule, const Part& part) {
 }
 
 void LayerTensors::name(const TensorRule& rule, int32_t expert, std::string* out) const {
+  out->clear();
+  if (rule.name == kZeros) return;
   out->assign(prefix_);
   const size_t hole = rule.name.find("{e}");
   out->append(rule.name.substr(0, hole));

@@ -51,7 +51,7 @@ class LayerTensors {
   void choose(const Part& part, const TensorRule& rule) { chosen_[index(part)] = &rule; }
   const TensorRule& rule(const Part& part) const { return *chosen_[index(part)]; }
 
-  // Writes the stored tensor's name; `expert` counts where the name has an {e}.
+  // Writes the stored tensor's name, "" for kZeros; `expert` counts where the name has an {e}.
   void name(const TensorRule& rule, int32_t expert, std::string* out) const;
   StoredLayout layout(const TensorRule& rule) const;
   TensorSlice slice(const Part& part, int32_t expert) const;

@@ -76,6 +76,11 @@ std::string_view ModelConfig::text_model_type() const {
   return value ? value->string().value_or("") : "";
 }
 
+std::string_view ModelConfig::architecture() const {
+  const Json* value = root_.find("architectures");
+  return value && !value->items().empty() ? value->items()[0].string().value_or("") : "";
+}
+
 const Json* ModelConfig::quantization() const {
   for (const Json* scope : {&root_, &text()})
     for (std::string_view key : {"quantization_config", "compression_config"})
@@ -89,15 +94,17 @@ ModelConfig::Found ModelConfig::find(Keys keys) const {
   return {nullptr, *keys.begin()};
 }
 
+const Json& ModelConfig::element(const Json& value, int32_t layer) {
+  const auto& items = value.items();
+  if (items.empty()) return value;
+  return items[std::min<size_t>(static_cast<size_t>(layer), items.size() - 1)];
+}
+
 int64_t ModelConfig::whole(Found found, int64_t least, int32_t layer) {
-  const Json* value = found.value;
-  if (value->is_array() && !value->items().empty()) {
-    const auto& items = value->items();
-    value = &items[std::min<size_t>(static_cast<size_t>(layer), items.size() - 1)];
-  }
-  const auto number = whole_number(*value);
+  const Json& value = element(*found.value, layer);
+  const auto number = whole_number(value);
   if (number && *number >= least && *number <= kMost) return *number;
-  refuse(found.key, text_of(*value), fmt::format("a whole number from {} to {}", least, kMost));
+  refuse(found.key, text_of(value), fmt::format("a whole number from {} to {}", least, kMost));
   return 1;
 }
 
@@ -118,11 +125,13 @@ int64_t ModelConfig::whole_or(Keys keys, int64_t otherwise) {
   return found.value ? whole(found, -kMost, 0) : otherwise;
 }
 
-float ModelConfig::number_or(Keys keys, float otherwise) {
+float ModelConfig::number_or(Keys keys, float otherwise, int32_t layer) {
   const Found found = find(keys);
   if (!found.value) return otherwise;
-  if (auto number = found.value->number()) return static_cast<float>(*number);
-  refuse(found.key, text_of(*found.value), "a number");
+  const Json& value = element(*found.value, layer);
+  if (value.is_null()) return otherwise;
+  if (auto number = value.number()) return static_cast<float>(*number);
+  refuse(found.key, text_of(value), "a number");
   return otherwise;
 }
 

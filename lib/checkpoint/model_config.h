@@ -23,6 +23,7 @@ class ModelConfig {
   // model_type of the whole, and of the language model alone; "" if absent.
   std::string_view model_type() const;
   std::string_view text_model_type() const;
+  std::string_view architecture() const;  // the first of "architectures"
   std::string_view file() const { return file_; }
 
   // Names of one value, best first; dots lead into objects. A null counts as absent.
@@ -38,7 +39,8 @@ class ModelConfig {
   // The same, but negative values are allowed too.
   int64_t whole_or(Keys keys, int64_t otherwise);
 
-  float number_or(Keys keys, float otherwise);
+  // A list stands for its element `layer`, as above.
+  float number_or(Keys keys, float otherwise, int32_t layer = 0);
   bool flag_or(Keys keys, bool otherwise);
   std::string_view text_or(Keys keys, std::string_view otherwise);
 
@@ -69,6 +71,7 @@ class ModelConfig {
   ModelConfig() = default;
   const Json& text() const { return text_ ? *text_ : root_; }
   Found find(Keys keys) const;
+  static const Json& element(const Json& value, int32_t layer);
   int64_t whole(Found found, int64_t least, int32_t layer);
 
   std::string file_;

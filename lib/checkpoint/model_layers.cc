@@ -61,6 +61,7 @@ Result<ModelLayers> model_layers(ModelConfig& config) {
   ModelLayers model;
   model.family = find_family(config.text_model_type());
   if (!model.family) model.family = find_family(config.model_type());
+  if (!model.family) model.family = find_architecture(config.architecture());
   if (!model.family) return unknown_family(config.model_type(), config.file());
 
   const int64_t count =

@@ -29,8 +29,8 @@ constexpr std::string_view kPrefixes[] = {
     "block.",
 };
 
-std::string prefix_of(std::string_view before, int32_t layer) {
-  return fmt::format("{}{}.", before, layer);
+std::string prefix_of(std::string_view before, const FamilyLayer& layer) {
+  return layer.prefix.empty() ? fmt::format("{}{}.", before, layer.spec.layer) : layer.prefix;
 }
 
 bool matches(const Dims& wanted, const Dims& got) {
@@ -83,7 +83,7 @@ class Resolver {
   Status choose_prefix(const std::vector<FamilyLayer>& layers) {
     for (const FamilyLayer& layer : layers)
       for (std::string_view before : kPrefixes) {
-        const LayerTensors tensors(prefix_of(before, layer.spec.layer), layer);
+        const LayerTensors tensors(prefix_of(before, layer), layer);
         for (const TensorRule& rule : family_.rules)
           if (LayerTensors::serves(rule, kRouterWeight) && find(tensors, rule, 0)) {
             before_ = before;
@@ -94,7 +94,7 @@ class Resolver {
   }
 
   Result<LayerTensors> resolve(const FamilyLayer& layer) {
-    LayerTensors tensors(prefix_of(before_, layer.spec.layer), layer);
+    LayerTensors tensors(prefix_of(before_, layer), layer);
     first_[0] = first_[1] = nullptr;
     for (const Part& part : tensors.parts()) MOE_RETURN_IF_ERROR(choose(part, &tensors));
     // Without a router weight of the right shape, num_experts is only a claim: do not loop over it.
@@ -119,7 +119,7 @@ class Resolver {
     std::vector<std::string> names;
     for (const TensorRule& rule : family_.rules)
       if (LayerTensors::serves(rule, kRouterWeight))
-        names.push_back(prefix_of(kPrefixes[0], layers[0].spec.layer) + std::string(rule.name));
+        names.push_back(prefix_of(family_.prefix, layers[0]) + std::string(rule.name));
     return invalid_argument(
         {.tensor = names[0], .phase = Phase::open},
         "no router weight of the {} MoE layers that config.json calls for is present; a {} model "
@@ -153,6 +153,7 @@ class Resolver {
 
   Status check(const Part& part, LayerTensors* tensors) {
     const TensorRule& rule = tensors->rule(part);
+    if (rule.name == kZeros) return {};
     if (rule.kind != part.kind && &tensors->rule({rule.kind, part.owner}) == &rule)
       return {};  // up inside gate's tensor, which is checked already
     const Dims wanted = tensors->layout(rule).shape;
@@ -224,8 +225,6 @@ class Resolver {
 };
 
 }  // namespace
-
-std::string default_prefix(int32_t layer) { return prefix_of(kPrefixes[0], layer); }
 
 Result<std::vector<LayerTensors>> resolve_layers(const Family& family,
                                                  const std::vector<FamilyLayer>& layers,

@@ -1,8 +1,6 @@
 // Matches the layers that config.json promises with the tensors that are there.
 #pragma once
 
-#include <cstdint>
-#include <string>
 #include <vector>
 
 #include "checkpoint/layer_tensors.h"
@@ -15,8 +13,5 @@ namespace moe {
 Result<std::vector<LayerTensors>> resolve_layers(const Family& family,
                                                  const std::vector<FamilyLayer>& layers,
                                                  const TensorDirectory& directory);
-
-// What names of layer 3 usually begin with: "model.layers.3.".
-std::string default_prefix(int32_t layer);
 
 }  // namespace moe

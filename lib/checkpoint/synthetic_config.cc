@@ -53,6 +53,14 @@ void replace_all(std::string* text, std::string_view from, std::string_view to) 
     text->replace(at, from.size(), to);
 }
 
+// [0, 1, 2]
+std::string indices(int32_t layers) {
+  std::string list = "[";
+  for (int32_t layer = 0; layer < layers; ++layer)
+    list += (layer ? ", " : "") + std::to_string(layer);
+  return list + "]";
+}
+
 // $each("sparse") -> ["sparse", "sparse"]
 void expand_lists(std::string* text, int32_t layers) {
   constexpr std::string_view kEach = "$each(";
@@ -78,7 +86,7 @@ Result<std::string> synthetic_config(const SyntheticSpec& spec, const Family& fa
   "hidden_size": {},
   "num_hidden_layers": {},
   "num_experts_per_tok": {},
-  "hidden_act": "silu",
+  "hidden_act": "{}",
   "num_attention_heads": 1,
   "num_key_value_heads": 1,
   "head_dim": 64,
@@ -87,7 +95,7 @@ Result<std::string> synthetic_config(const SyntheticSpec& spec, const Family& fa
 }}
 )",
       family.architecture, family.model_type, torch_name(spec.dtype), torch_name(spec.dtype),
-      spec.hidden, spec.layers, spec.top_k, family.synthetic);
+      spec.hidden, spec.layers, spec.top_k, family.activation, family.synthetic);
 
   // As many groups as DeepSeek-V3 has, where the experts can be dealt out to them.
   const bool grouped =
@@ -95,6 +103,7 @@ Result<std::string> synthetic_config(const SyntheticSpec& spec, const Family& fa
   const int64_t shared = spec.shared_intermediate > 0 ? spec.shared_intermediate
                                                       : spec.intermediate * family.synthetic_shared;
   expand_lists(&text, spec.layers);
+  replace_all(&text, "$indices", indices(spec.layers));
   replace_all(&text, "$shared_experts", std::to_string(shared / spec.intermediate));
   replace_all(&text, "$shared", std::to_string(shared));
   replace_all(&text, "$half_experts", std::to_string(spec.experts / 2));

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #define XXH_INLINE_ALL
+#include <fmt/format.h>
 #include <xxhash.h>
 
 #include "checkpoint/model_layers.h"
@@ -26,8 +27,9 @@ FormatKind format_of(DType type) {
 LayerTensors with_first_names(const Family& family, FamilyLayer layer, DType dtype) {
   layer.spec.expert.format = {format_of(dtype)};
   if (layer.spec.shared) layer.spec.shared->expert.format = {format_of(dtype)};
-  LayerTensors tensors(std::string(family.prefix) + std::to_string(layer.spec.layer) + ".",
-                       std::move(layer));
+  const std::string prefix =
+      layer.prefix.empty() ? fmt::format("{}{}.", family.prefix, layer.spec.layer) : layer.prefix;
+  LayerTensors tensors(prefix, std::move(layer));
   for (const Part& part : tensors.parts())
     for (size_t i = family.rules.size(); i-- > 0;)
       if (LayerTensors::serves(family.rules[i], part)) tensors.choose(part, family.rules[i]);
@@ -98,7 +100,7 @@ std::vector<SyntheticTensor> synthetic_tensors(const SyntheticModel& model) {
   for (const LayerTensors& layer : model.layers.layers())
     for (const Part& part : layer.parts()) {
       const TensorRule& rule = layer.rule(part);
-      if (rule.kind != part.kind) continue;  // inside the tensor of another part
+      if (rule.kind != part.kind || rule.name == kZeros) continue;  // up inside gate's, or nowhere
       const int32_t copies = per_expert(rule) ? layer.spec().router.num_experts : 1;
       for (int32_t expert = 0; expert < copies; ++expert)
         tensors.push_back(synthetic_tensor(model, layer, part, expert));

@@ -27,6 +27,7 @@ class SyntheticWeights final : public WeightSource {
       MOE_ASSIGN_OR_RETURN(const LayerSet::Found found, model_.layers.find(id));
       const SyntheticTensor tensor = tensor_of(found, id);
       MOE_RETURN_IF_ERROR(check_target(id, shape_of(found, tensor), out));
+      if (found.name.empty()) return write_zeros(out), Status();
       const int64_t size = bits_of(tensor.dtype) / 8;
       const auto fill = [&](int64_t offset, int64_t bytes, void* to) {
         fill_synthetic(tensor, offset / size, bytes / size, to);

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "catch.h"
+#include "checkpoint/family.h"
 #include "moe/checkpoint.h"
 
 namespace {
@@ -73,30 +74,54 @@ int compare(const moe::WeightSource& a, const moe::WeightSource& b) {
 }  // namespace
 
 TEST_CASE("a synthetic checkpoint reads back as make_synthetic() computes it",
-          "[checkpoint][mission-2][mission-3][mission-5]") {
-  for (std::string_view name : moe::synthetic_models()) {
-    DYNAMIC_SECTION(name) {
-      auto spec = moe::synthetic_like(name);
-      REQUIRE(spec.ok());
-      spec->shared_intermediate = 0;
-      spec->layers = 2;
-      spec->experts = 16;
-      spec->top_k = std::min(spec->top_k, 2);
-      spec->hidden = 24;
-      spec->intermediate = 10;
-      spec->seed = moe::test::seed();
-      spec->shard_bytes = 20000;
-      TemporaryDirectory directory("synthetic_" + std::string(name));
-      const moe::Status written = moe::write_synthetic(*spec, directory.path.native());
+          "[checkpoint][mission-2][mission-3][mission-5][mission-6][mission-7][mission-8]") {
+  int made_families = 0;
+  for (std::string_view family : moe::family_names()) {
+    if (moe::find_family(family)->synthetic.empty()) continue;
+    ++made_families;
+    DYNAMIC_SECTION(family) {
+      moe::SyntheticSpec spec{.family = family,
+                              .layers = 2,
+                              .experts = 16,
+                              .top_k = family == "switch_transformers" ? 1 : 2,
+                              .hidden = 24,
+                              .intermediate = 10,
+                              .seed = moe::test::seed(),
+                              .shard_bytes = 20000};
+      TemporaryDirectory directory("synthetic_" + std::string(family));
+      const moe::Status written = moe::write_synthetic(spec, directory.path.native());
       INFO(written.message());
       REQUIRE(written.ok());
       auto checkpoint = moe::Checkpoint::open(directory.path.native());
       INFO(checkpoint.status().message());
       REQUIRE(checkpoint.ok());
-      CHECK(checkpoint->layers().size() == 2);
-      auto made = moe::make_synthetic(*spec);
+      CHECK(checkpoint->family() == family);
+      REQUIRE(checkpoint->layers().size() == 2);
+      const moe::LayerSpec& layer = checkpoint->layers()[0];
+      CHECK(layer.router.num_experts == 16);
+      CHECK(layer.router.top_k == spec.top_k);
+      CHECK(layer.hidden() == 24);
+      CHECK(layer.expert.intermediate == 10);
+      auto made = moe::make_synthetic(spec);
       REQUIRE(made.ok());
       CHECK(compare(**made, *checkpoint) >= 2 * (1 + 2 * 16));
     }
+  }
+  CHECK(made_families >= 35);
+}
+
+TEST_CASE("every preset names a family that can be made", "[checkpoint]") {
+  CHECK(moe::synthetic_models().size() >= 20);
+  for (std::string_view model : moe::synthetic_models()) {
+    auto spec = moe::synthetic_like(model);
+    INFO(model << ": " << spec.status().message());
+    REQUIRE(spec.ok());
+    auto made = moe::make_synthetic(*spec);  // full size: nothing is computed before it is read
+    INFO(made.status().message());
+    REQUIRE(made.ok());
+    CHECK((*made)->layers().size() == static_cast<size_t>(spec->layers));
+    const auto& layer = (*made)->layers()[0];
+    if (layer.shared && spec->shared_intermediate > 0)
+      CHECK(layer.shared->expert.intermediate == spec->shared_intermediate);
   }
 }
