@@ -1,0 +1,147 @@
+"""The program `moe` from the outside: program_test.py MOE SHARED CASE."""
+import array
+import json
+import math
+import os
+import struct
+import subprocess
+import sys
+import tempfile
+
+MOE, SHARED, CASE = sys.argv[1:]
+TMP = tempfile.TemporaryDirectory()
+
+
+def moe(*arguments, code=0):
+    """Runs it; checks the exit code and that an error leaves nothing on stdout."""
+    done = subprocess.run([MOE, *map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == code, (arguments, done.returncode, done.stderr)
+    assert code == 0 or done.stdout == "", done.stdout
+    return done
+
+
+def moe_json(*arguments):
+    answer = json.loads(moe(*arguments, "--json").stdout)
+    assert answer["schema_version"] == 1
+    return answer
+
+
+def small_model():
+    folder = os.path.join(TMP.name, "model")
+    moe("synth", folder, "--layers", 2, "--experts", 6, "--top-k", 2, "--hidden", 40,
+        "--intermediate", 24, "--seed", 7)
+    return folder
+
+
+def usage():
+    moe("--help"), moe("--version"), moe("run", "--help")
+    moe(code=2)
+    assert "Did you mean 'synth'?" in moe("sinth", code=2).stderr
+    assert "Did you mean '--rows'?" in moe("run", "x", "--row", "3", code=2).stderr
+    assert "Did you mean 'olmoe-1b-7b'?" in moe("synth", "x", "--like", "olmo-1b-7b", code=2).stderr
+    assert "usage" not in moe("info").stderr
+    moe("synth", code=2)
+    moe("run", "x", "--input", "y", code=2)
+    moe("run", "x", "--device", "gpu", code=2)
+    moe("bench", "--dtype", "bf17", code=2)
+    moe("bench", "--tokens", "0", code=2)
+    assert any(row["available"] for row in moe_json("info")["expert_gemm"])
+    quiet = dict(os.environ, NO_COLOR="1")
+    assert "\033" not in subprocess.run([MOE, "x"], capture_output=True, text=True, env=quiet).stderr
+
+
+def synth_and_run():
+    folder = small_model()
+    seen = moe_json("inspect", folder)
+    assert [layer["experts"] for layer in seen["layers"]] == [6, 6]
+    assert seen["layers"][0]["hidden"] == 40 and seen["layers"][0]["top_k"] == 2
+    assert any(b["fits"] for b in seen["layers"][0]["backends"])
+    assert "family" in moe("inspect", folder).stdout
+
+    ran = moe_json("run", folder, "--rows", 33)
+    assert len(ran["layers"]) == 2 and all(layer["right"] for layer in ran["layers"])
+    assert all(sum(layer["expert_rows"]) == 66 for layer in ran["layers"])
+    assert "right" in moe("run", folder, "--layer", 1, "--threads", 1).stdout
+    assert "already_exists" in moe("synth", folder, code=1).stderr
+
+
+def bad_input():
+    assert "config.json" in moe("inspect", "/nonexistent", code=1).stderr
+    folder = small_model()
+    assert "layer 9" in moe("run", folder, "--layer", 9, code=1).stderr
+    moe("run", folder, "--backend", "nonesuch", code=1)
+    out = os.path.join(TMP.name, "out")
+    moe("run", folder, "--input", "/nonexistent", "--output", out, code=1)
+    wrong = write(os.path.join(TMP.name, "in"), {"layers.0.x": ("F32", [2, 39])})
+    assert "(rows, 40)" in moe("run", folder, "--input", wrong, "--output", out, code=1).stderr
+    shard = next(name for name in os.listdir(folder) if name.endswith(".safetensors"))
+    os.truncate(os.path.join(folder, shard), 5000)
+    assert shard in moe("run", folder, code=1).stderr
+    assert not os.path.exists(out)
+
+
+def write(path, tensors):
+    """A safetensors file of zeros."""
+    header, at = {}, 0
+    for name, (dtype, shape) in tensors.items():
+        size = {"F32": 4, "BF16": 2, "F16": 2, "I64": 8}[dtype] * math.prod(shape)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header).encode()
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text + bytes(at))
+    return path
+
+
+def read(path):
+    """{name: (dtype, shape, values)} of the F32 and I64 tensors."""
+    with open(path, "rb") as file:
+        data = file.read()
+    begin = 8 + struct.unpack("<Q", data[:8])[0]
+    out = {}
+    for name, info in json.loads(data[8:begin]).items():
+        if name != "__metadata__" and info["dtype"] in ("F32", "I64"):
+            first, last = (begin + offset for offset in info["data_offsets"])
+            values = array.array("f" if info["dtype"] == "F32" else "q", data[first:last])
+            out[name] = (info["dtype"], info["shape"], values)
+    return out
+
+
+def relative_error(got, wanted):
+    difference = sum((a - b) ** 2 for a, b in zip(got, wanted))
+    return math.sqrt(difference / sum(b * b for b in wanted))
+
+
+def golden():
+    if not os.path.isdir(SHARED):
+        print("SKIPPED: ../shared is absent")
+        sys.exit(77)
+    folder = os.path.join(SHARED, "goldens/a/deepseek_v3")
+    answers = os.path.join(folder, "golden.safetensors")
+    out = os.path.join(TMP.name, "out.safetensors")
+    done = moe("run", folder, "--input", answers, "--output", out)
+    assert "skipped logits" in done.stderr
+    wanted, got = read(answers), read(out)
+    for x, y in [("input", "output"), ("x1", "y1"), ("x5", "y5"), ("x65", "y65")]:
+        assert relative_error(got["layers.1." + x][2], wanted["layers.1." + y][2]) < 2e-6, x
+    kind, shape, ids = got["layers.1.input.topk_ids"]
+    assert kind == "I64" and shape == wanted["layers.1.topk_ids"][1]
+    assert got["layers.1.input.topk_weights"][0] == "F32"
+    k = shape[1]
+    for row in range(shape[0]):
+        here = slice(row * k, row * k + k)
+        assert set(ids[here]) == set(wanted["layers.1.topk_ids"][2][here]), row
+
+
+def bench():
+    answer = moe_json("bench", "--experts", 4, "--top-k", 2, "--hidden", 64, "--intermediate", 48,
+                      "--tokens", "1,5", "--threads", 1)
+    assert answer["limits"]["dram_read_gbs"] > 0 and answer["limits"]["fma_gflops"] > 0
+    assert [point["tokens"] for point in answer["points"]] == [1, 5]
+    for point in answer["points"]:
+        for field in ("us", "gflops", "weight_gbs", "roofline_fraction"):
+            assert point[field] > 0, field
+        assert point["dtype"] == "bf16" and isinstance(point["like"], str)
+
+
+globals()[CASE]()
