@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "moe/eviction.h"
 #include "moe/export.h"
 #include "moe/host.h"
 #include "moe/status.h"
@@ -37,13 +38,31 @@ struct ExpertHealth {
 // What a store holds, and on which device.
 struct ExpertStoreOptions {
   Device device = {};
-  size_t expert_memory = 0;                 // bytes for slots; 0: every expert resident
+
+  // Bytes for slots; 0 keeps every expert resident. With fewer than the experts take, they are
+  // loaded when a forward needs them; two slots of each size stay spare.
+  size_t expert_memory = 0;
+  std::string eviction;                     // name of a policy; empty: the default
+  EvictionPolicy* eviction_policy = nullptr;  // host's own; needs experts of one size
+  int32_t io_threads = 4;                   // reads at once while paging
+
   std::vector<int32_t> layers;              // empty: all of the source's
   std::string gemm;                         // name of the backend whose layout the slots have
   const ExpertGemm* expert_gemm = nullptr;  // host's own; must outlive the store
   HostServices host;
   Progress progress = nullptr;  // called while experts load; false cancels
   void* progress_argument = nullptr;
+};
+
+// Counted since a store was opened with less memory than its experts take. One per expert and wave.
+struct PagingStats {
+  int64_t hits = 0;        // needed and resident
+  int64_t misses = 0;      // needed and loaded
+  int64_t evictions = 0;
+  int64_t waves = 0;       // of forwards that could not be served from one table
+  int64_t bytes_loaded = 0;
+  int64_t stall_ns = 0;    // time that forwards waited for experts
+  int64_t load_errors = 0;
 };
 
 // Sizes of a store at one moment.
@@ -53,13 +72,15 @@ struct ExpertStoreStats {
   int64_t slots = 0;
   int64_t ready = 0;
   uint64_t epoch = 0;  // of the newest table
+  PagingStats paging;
 };
 
 // Safe for concurrent use from several threads.
 class MOE_API ExpertStore {
  public:
-  // Loads every expert of the chosen layers. `source` must outlive the store. On failure nothing
-  // stays allocated, and the status names the layer, expert and tensor.
+  // Loads every expert of the chosen layers, or none yet if expert_memory is too small for all.
+  // `source` must outlive the store. On failure nothing stays allocated, and the status names the
+  // layer, expert and tensor; resource_exhausted says the least that expert_memory may be.
   static Result<ExpertStore> open(const WeightSource& source,
                                   const ExpertStoreOptions& options = {});
 
@@ -70,7 +91,7 @@ class MOE_API ExpertStore {
   const std::vector<LayerSpec>& layers() const noexcept;  // the chosen ones, ascending
   Device device() const noexcept;                         // where the slots lie
 
-  // State of the copy that the newest table names.
+  // State of the expert's copy; `empty` if it is not resident.
   Result<ExpertHealth> health(int32_t layer, int32_t expert) const;
 
   ExpertStoreStats stats() const;  // at the moment of the call

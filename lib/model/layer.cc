@@ -55,7 +55,7 @@ Status replay(LayerForward& f, const Routing& out) {
   return {};
 }
 
-Status route(LayerForward& f, const ExpertTable& table) {
+Status route(LayerForward& f, const LayerBlock& block) {
   StageTimer timer(f.services.clock(), f.report.route_ns);
   const Routing out{f.hidden.shape[0], f.top_k, f.work.ids.data(), f.work.weights.data()};
   if (f.options.routing_in) return replay(f, out);
@@ -73,7 +73,7 @@ Status route(LayerForward& f, const ExpertTable& table) {
   RouteCounts counts;
   const Status status =
       f.own_router ? f.own_router->route(input, out, &counts)
-                   : route_cpu(f.layer.spec.router, table.block->router, input, out, &counts);
+                   : route_cpu(f.layer.spec.router, block.router, input, out, &counts);
   f.report.nonfinite_rows = counts.nonfinite_rows;
   f.report.short_rows = counts.short_rows;
   f.report.dropped = counts.dropped;
@@ -96,24 +96,22 @@ Status run_groups(const LayerForward& f, const ExpertGemm& gemm, const ExpertSpe
   return {};
 }
 
-// The chunk's pairs by expert, each group with the slot that serves it.
-std::span<const ExpertGroup> make_groups(LayerForward& f, const ExpertTable& table, Chunk chunk) {
+// The chunk's pairs by expert, ascending. Slots are filled in by the wave.
+std::span<ExpertGroup> make_groups(LayerForward& f, Chunk chunk) {
   const int32_t experts = f.layer.spec.router.num_experts;
-  const int64_t* first = f.work.first_pair.data();
+  const std::span<int64_t> first = f.work.first_pair;
   group_pairs(f.work.ids.data() + chunk.first * f.top_k, chunk.count * f.top_k, experts,
-              f.work.first_pair.data(), f.work.pairs.data());
+              first.data(), f.work.pairs.data());
   size_t groups = 0;
-  for (int32_t e = 0; e < experts; ++e)
-    if (first[e + 1] > first[e])
-      f.work.groups[groups++] = {table.experts[static_cast<size_t>(e)].slot, e, first[e],
-                                 first[e + 1] - first[e]};
+  for (int32_t e = 0; e < experts; ++e) {
+    const int64_t begin = first[static_cast<size_t>(e)], end = first[static_cast<size_t>(e) + 1];
+    if (end > begin) f.work.groups[groups++] = {nullptr, e, begin, end - begin};
+  }
   return f.work.groups.first(groups);
 }
 
-Status run_experts(LayerForward& f, const ExpertTable& table, Chunk chunk) {
-  StageTimer timer(f.services.clock(), f.report.experts_ns);
+Status run_wave(LayerForward& f, Chunk chunk, std::span<const ExpertGroup> groups) {
   const LayerSpec& spec = f.layer.spec;
-  const std::span<const ExpertGroup> groups = make_groups(f, table, chunk);
   ExpertBatch batch;
   batch.hidden = rows_of(f.hidden, chunk.first, chunk.count);
   batch.top_k = f.top_k;
@@ -123,6 +121,61 @@ Status run_experts(LayerForward& f, const ExpertTable& table, Chunk chunk) {
     batch.input_weights = f.work.weights.data() + chunk.first * f.top_k;
   batch.out = f.work.rows.data();
   return run_groups(f, *f.layer.routed.gemm, spec.expert, batch);
+}
+
+// Every expert is resident: the table that is pinned serves them all.
+Status run_resident(LayerForward& f, const ExpertTable& table, Chunk chunk) {
+  StageTimer timer(f.services.clock(), f.report.experts_ns);
+  const std::span<ExpertGroup> groups = make_groups(f, chunk);
+  for (ExpertGroup& group : groups)
+    group.slot = table.experts[static_cast<size_t>(group.expert)].slot;
+  return run_wave(f, chunk, groups);
+}
+
+// ---- experts of a paged layer
+
+// Tells the eviction policy which experts the batch uses, in the order of first use.
+void tell_policy(LayerForward& f) {
+  const int32_t experts = f.layer.spec.router.num_experts;
+  std::fill(f.work.seen.begin(), f.work.seen.end(), uint8_t{0});
+  size_t count = 0;
+  for (int32_t id : f.work.ids) {
+    if (id < 0 || id >= experts || f.work.seen[static_cast<size_t>(id)]) continue;
+    f.work.seen[static_cast<size_t>(id)] = 1;
+    f.work.needed[count++] = id;
+  }
+  f.store.accessed(f.layer, f.work.needed.first(count));
+}
+
+// Takes the wave's groups out of `groups`, whose rest stays in order. Both ascend in expert.
+std::span<ExpertGroup> take_wave(LayerForward& f, std::span<ExpertGroup>* groups) {
+  size_t taken = 0, left = 0;
+  for (ExpertGroup& group : *groups) {
+    if (taken < f.wave.members.size() && f.wave.members[taken].expert == group.expert) {
+      f.work.wave_groups[taken] = group;
+      f.work.wave_groups[taken].slot = f.wave.members[taken].slot;
+      ++taken;
+    } else {
+      (*groups)[left++] = group;
+    }
+  }
+  *groups = groups->first(left);
+  return f.work.wave_groups.first(taken);
+}
+
+// As many waves as the slots demand; between two of them nothing is held.
+Status run_paged(LayerForward& f, Chunk chunk) {
+  StageTimer timer(f.services.clock(), f.report.experts_ns);
+  std::span<ExpertGroup> groups = make_groups(f, chunk);
+  while (!groups.empty()) {
+    for (size_t g = 0; g < groups.size(); ++g) f.work.needed[g] = groups[g].expert;
+    MOE_RETURN_IF_ERROR(f.store.acquire(f.layer, f.work.needed.first(groups.size()),
+                                        f.deadline_at_ns, &f.wave));
+    const Status status = run_wave(f, chunk, take_wave(f, &groups));
+    f.store.release(f.layer, &f.wave);
+    MOE_RETURN_IF_ERROR(status);
+  }
+  return {};
 }
 
 // ---- shared experts
@@ -185,26 +238,38 @@ void run_combine(LayerForward& f, Chunk chunk, bool with_shared) {
   combine(args);
 }
 
-}  // namespace
-
-Status forward_layer(LayerForward& f) {
-  const EpochPin pin(f.reader);
-  const ExpertTable& table = ExpertStore::Impl::table(f.layer);
-  f.report.epoch = table.epoch;
-  f.report.rows = f.hidden.shape[0];
+// Runs `experts(chunk)`, the shared expert and the weighted sum, chunk after chunk.
+template <class Experts>
+Status compute(LayerForward& f, const LayerBlock& block, Experts experts) {
   const bool with_shared = f.layer.shared.gemm && !f.options.skip_shared;
-
-  MOE_RETURN_IF_ERROR(route(f, table));
   const int64_t rows = f.hidden.shape[0];
   const int64_t step = chunk_tokens(f.layer.spec, {rows, f.top_k, 1});
   for (int64_t first = 0; first < rows; first += step) {
     const Chunk chunk{first, std::min(step, rows - first)};
     MOE_RETURN_IF_ERROR(check_deadline(f, Phase::compute));
-    MOE_RETURN_IF_ERROR(run_experts(f, table, chunk));
-    if (with_shared) MOE_RETURN_IF_ERROR(run_shared(f, *table.block, chunk));
+    MOE_RETURN_IF_ERROR(experts(chunk));
+    if (with_shared) MOE_RETURN_IF_ERROR(run_shared(f, block, chunk));
     run_combine(f, chunk, with_shared);
   }
   return {};
+}
+
+}  // namespace
+
+Status forward_layer(LayerForward& f) {
+  std::shared_ptr<const LayerBlock> block;
+  {
+    const EpochPin pin(f.reader);
+    const ExpertTable& table = ExpertStore::Impl::table(f.layer);
+    f.report.epoch = table.epoch;
+    f.report.rows = f.hidden.shape[0];
+    MOE_RETURN_IF_ERROR(route(f, *table.block));
+    if (!f.layer.paged)
+      return compute(f, *table.block, [&](Chunk chunk) { return run_resident(f, table, chunk); });
+    block = table.block;  // router and shared expert of one version, whatever the waves bring
+  }
+  tell_policy(f);
+  return compute(f, *block, [&](Chunk chunk) { return run_paged(f, chunk); });
 }
 
 }  // namespace moe

@@ -8,8 +8,10 @@ namespace moe {
 
 // A forward whose arguments have been checked and whose workspace is large enough.
 struct LayerForward {
+  ExpertStore::Impl& store;
   StoreLayer& layer;
   EpochReader& reader;
+  Wave& wave;  // the context's, empty between forwards
   const Services& services;
   const Router* own_router = nullptr;  // the host's; null: the built-in rule
   Execution execution = Execution::grouped;

@@ -73,8 +73,10 @@ Status Model::Impl::forward(Context::Impl& context, int32_t layer, const TensorV
   MOE_RETURN_IF_ERROR(check_forward(found->spec, hidden, out, options, &rows));
 
   const int32_t top_k = options.top_k > 0 ? options.top_k : found->spec.router.top_k;
-  LayerForward f{.layer = *found,
+  LayerForward f{.store = inner,
+                 .layer = *found,
                  .reader = context.reader,
+                 .wave = context.wave,
                  .services = services,
                  .own_router = this->options.router,
                  .execution = this->options.execution,

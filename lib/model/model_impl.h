@@ -25,6 +25,7 @@ struct Context::Impl {
 
   Model::Impl& model;
   EpochReader reader;
+  Wave wave;
   Stream stream;
   Buffer buffer;
 };

@@ -55,6 +55,11 @@ Workspace Workspace::cut(const StoreLayer& layer, const BatchShape& batch, std::
   w.pairs = cutter.take<int64_t>(pairs);
   w.first_pair = cutter.take<int64_t>(experts + 1);
   w.groups = cutter.take<ExpertGroup>(groups);
+  if (layer.paged) {
+    w.wave_groups = cutter.take<ExpertGroup>(groups);
+    w.needed = cutter.take<int32_t>(experts);
+    w.seen = cutter.take<uint8_t>(experts);
+  }
   w.rows = cutter.take<float>(pairs * spec.hidden());
   if (layer.shared.gemm) {
     w.shared_pairs = cutter.take<int64_t>(chunk);

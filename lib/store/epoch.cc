@@ -19,7 +19,7 @@ void EpochReaders::remove(EpochReader* reader) {
   std::erase(readers_, reader);
 }
 
-Status EpochReaders::wait_for_grace(const Clock& clock, int64_t deadline_ns) const {
+Status EpochReaders::wait_for_grace(const Clock& clock, int64_t end_ns) const {
   std::vector<std::pair<const EpochReader*, uint64_t>> inside;
   {
     std::lock_guard lock(mutex_);
@@ -27,7 +27,6 @@ Status EpochReaders::wait_for_grace(const Clock& clock, int64_t deadline_ns) con
     for (const EpochReader* reader : readers_)
       inside.emplace_back(reader, reader->entered.load(std::memory_order_seq_cst));
   }
-  const int64_t end = clock.now_ns() + deadline_ns;
   for (int spins = 0;; ++spins) {
     {
       std::lock_guard lock(mutex_);  // a reader that is gone has left every epoch
@@ -37,10 +36,9 @@ Status EpochReaders::wait_for_grace(const Clock& clock, int64_t deadline_ns) con
       });
     }
     if (inside.empty()) return {};
-    if (clock.now_ns() > end)
+    if (clock.now_ns() > end_ns)
       return error(StatusCode::deadline_exceeded, {.phase = Phase::publish},
-                   "{} reader(s) still use an older table after {} ms", inside.size(),
-                   deadline_ns / 1'000'000);
+                   "{} reader(s) still use an older table", inside.size());
     if (spins < 64)
       std::this_thread::yield();
     else

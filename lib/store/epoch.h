@@ -32,8 +32,8 @@ class EpochReaders {
   void remove(EpochReader* reader);
 
   // Waits until no reader is inside an epoch that it had entered before this call.
-  // deadline_exceeded (with the number of readers still inside) if that takes longer.
-  Status wait_for_grace(const Clock& clock, int64_t deadline_ns) const;
+  // deadline_exceeded (with the number of readers still inside) if `clock` passes `end_ns` before.
+  Status wait_for_grace(const Clock& clock, int64_t end_ns) const;
 
  private:
   mutable std::mutex mutex_;

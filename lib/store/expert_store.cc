@@ -7,25 +7,13 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+#include "store/layer_block.h"
 #include "store/store_impl.h"
 
 namespace moe {
 namespace {
 
-constexpr int64_t kGraceDeadlineNs = 60'000'000'000;
 constexpr int64_t kSpareSlots = 2;  // of each size class; committed when first needed
-
-// The only way a copy changes state; anything else is a bug of the store.
-void transition(ExpertCopy& copy, CopyState to) {
-  [[maybe_unused]] const CopyState from = copy.state;
-  assert((from == CopyState::empty && to == CopyState::loading) ||
-         (from == CopyState::loading && (to == CopyState::verifying || to == CopyState::failed)) ||
-         (from == CopyState::verifying && (to == CopyState::ready || to == CopyState::failed)) ||
-         (from == CopyState::ready && to == CopyState::draining) ||
-         (from == CopyState::draining && (to == CopyState::empty || to == CopyState::ready)) ||
-         (from == CopyState::failed && to == CopyState::loading));
-  copy.state = to;
-}
 
 // The specs of `wanted` (all if empty), or invalid_argument.
 Result<std::vector<LayerSpec>> choose_layers(const WeightSource& source,
@@ -45,45 +33,7 @@ Result<std::vector<LayerSpec>> choose_layers(const WeightSource& source,
   return chosen;
 }
 
-// Copies the tensor `id` to the end of `storage`; the offset where it begins, or -1 if the layer
-// has none. The address may move until all tensors are in.
-struct Stored {
-  int64_t offset = -1;
-  TensorShape shape;
-  TensorView view(const std::vector<std::byte>& storage) const {
-    return offset < 0 ? TensorView() : TensorView(storage.data() + offset, shape.dtype, shape.shape);
-  }
-};
-
-Result<Stored> store_tensor(const WeightSource& source, const WeightId& id,
-                            std::vector<std::byte>& storage) {
-  Result<TensorShape> shape = source.describe(id);
-  if (!shape.ok()) {
-    if (shape.status().code() == StatusCode::not_found) return Stored{};
-    return shape.status();
-  }
-  Stored stored{static_cast<int64_t>((storage.size() + 63) / 64 * 64), *shape};
-  const size_t bytes =
-      static_cast<size_t>(shape->shape.elements()) * static_cast<size_t>(bits_of(shape->dtype)) / 8;
-  storage.resize(static_cast<size_t>(stored.offset) + bytes);
-  MOE_RETURN_IF_ERROR(source.read(
-      id, MutableTensorView(storage.data() + stored.offset, shape->dtype, shape->shape)));
-  return stored;
-}
-
 }  // namespace
-
-const char* to_string(CopyState state) {
-  switch (state) {
-    case CopyState::empty: return "empty";
-    case CopyState::loading: return "loading";
-    case CopyState::verifying: return "verifying";
-    case CopyState::ready: return "ready";
-    case CopyState::draining: return "draining";
-    case CopyState::failed: return "failed";
-  }
-  return "unknown";
-}
 
 ExpertStore::Impl::~Impl() {
   for (auto& layer : layers) delete layer->table.load();
@@ -119,60 +69,117 @@ Status ExpertStore::Impl::choose_backends() {
 }
 
 Status ExpertStore::Impl::size_pools() {
-  struct SizeClass {
+  struct Need {
     size_t bytes, alignment;
-    int64_t slots;
+    int64_t routed = 0, shared = 0;  // slots
   };
-  std::vector<SizeClass> classes;
-  auto add = [&](Compute& compute, int64_t slots) {
-    auto found = std::find_if(classes.begin(), classes.end(), [&](const SizeClass& c) {
-      return c.bytes == compute.layout.bytes && c.alignment == compute.layout.alignment;
+  std::vector<Need> needs;
+  auto add = [&](Compute& compute, int64_t Need::*count, int64_t slots) {
+    auto found = std::find_if(needs.begin(), needs.end(), [&](const Need& n) {
+      return n.bytes == compute.layout.bytes && n.alignment == compute.layout.alignment;
     });
-    if (found == classes.end())
-      found = classes.insert(classes.end(), {compute.layout.bytes, compute.layout.alignment, 0});
-    found->slots += slots;
-    compute.slot_class = found - classes.begin();
+    if (found == needs.end())
+      found = needs.insert(needs.end(), {compute.layout.bytes, compute.layout.alignment});
+    (*found).*count += slots;
+    compute.slot_class = static_cast<size_t>(found - needs.begin());
   };
   for (auto& layer : layers) {
-    add(layer->routed, layer->spec.router.num_experts);
-    if (layer->shared.gemm) add(layer->shared, 1);
+    add(layer->routed, &Need::routed, layer->spec.router.num_experts);
+    if (layer->shared.gemm) add(layer->shared, &Need::shared, 1);
   }
-  size_t needed = 0;
-  pools.reserve(classes.size());
-  for (const SizeClass& c : classes) {
-    MOE_ASSIGN_OR_RETURN(auto pool, SlotPool::create(c.bytes, c.alignment, c.slots + kSpareSlots,
+
+  // Shared experts always stay. What is left goes to the sizes in proportion to what they need.
+  size_t fixed = 0, wanted = 0;
+  for (const Need& n : needs) {
+    fixed += n.bytes * static_cast<size_t>(n.shared);
+    wanted += n.bytes * static_cast<size_t>(n.routed);
+  }
+  const bool all = options.expert_memory == 0 || options.expert_memory >= fixed + wanted;
+  size_t least = fixed;
+  classes.reserve(needs.size());
+  for (const Need& n : needs) {
+    int64_t routed = n.routed;
+    if (!all && n.routed > 0) {
+      const double share = static_cast<double>(n.bytes) * static_cast<double>(n.routed) /
+                           static_cast<double>(wanted);
+      const size_t left = options.expert_memory > fixed ? options.expert_memory - fixed : 0;
+      routed = std::min(n.routed, static_cast<int64_t>(static_cast<double>(left) * share /
+                                                       static_cast<double>(n.bytes)) - kSpareSlots);
+      least += n.bytes * static_cast<size_t>(kSpareSlots + 1);
+    }
+    if (routed < 1 && n.routed > 0) continue;
+    MOE_ASSIGN_OR_RETURN(auto pool, SlotPool::create(n.bytes, n.alignment,
+                                                     routed + n.shared + kSpareSlots,
                                                      options.host.memory));
-    needed += pool.slot_bytes() * static_cast<size_t>(c.slots);
-    pools.push_back(std::move(pool));
+    classes.push_back({std::move(pool), routed});
   }
-  if (options.expert_memory != 0 && options.expert_memory < needed)
+  if (classes.size() < needs.size())
     return error(StatusCode::resource_exhausted, {.file = source.name(), .phase = Phase::plan},
-                 "expert_memory is {} bytes but the chosen layers need {} to be resident; raise "
-                 "it, choose fewer layers, or pass 0",
-                 options.expert_memory, needed);
+                 "expert_memory is {} bytes; the least is about {} (one expert of each size, {} "
+                 "spare slots of each, and the shared experts), {} keeps everything resident",
+                 options.expert_memory, least, kSpareSlots, fixed + wanted);
+  for (auto& layer : layers) {
+    const Need& n = needs[layer->routed.slot_class];
+    layer->paged = classes[layer->routed.slot_class].capacity < n.routed;
+  }
   return {};
 }
 
+Status ExpertStore::Impl::make_policies() {
+  int paged = 0;
+  for (size_t c = 0; c < classes.size(); ++c) {
+    EvictionOptions eviction;
+    for (const auto& layer : layers)
+      if (layer->paged && layer->routed.slot_class == c)
+        eviction.layers.push_back({layer->spec.layer, layer->spec.router.num_experts});
+    if (eviction.layers.empty()) continue;
+    if (options.eviction_policy) {
+      if (++paged > 1)
+        return invalid_argument({.file = source.name(), .phase = Phase::plan},
+                                "a host's eviction policy serves experts of one size, but these "
+                                "layers have several; name a built-in policy");
+      classes[c].policy = options.eviction_policy;
+    } else {
+      MOE_ASSIGN_OR_RETURN(classes[c].own_policy,
+                           make_eviction_policy(options.eviction, eviction));
+      classes[c].policy = classes[c].own_policy.get();
+    }
+  }
+  const bool any = std::any_of(layers.begin(), layers.end(), [](auto& l) { return l->paged; });
+  if (!any) return {};
+  if (options.io_threads < 1 || options.io_threads > 256)
+    return invalid_argument({}, "io_threads is {}; it must be from 1 to 256", options.io_threads);
+  return loader.start(options.io_threads);
+}
+
 Status ExpertStore::Impl::load_copy(StoreLayer& layer, int32_t expert, ExpertCopy& copy) {
-  const bool shared = expert == kSharedExpert;
-  const Compute& compute = shared ? layer.shared : layer.routed;
-  const ExpertSpec& spec = shared ? layer.spec.shared->expert : layer.spec.expert;
-  transition(copy, CopyState::loading);
-  std::byte* slot = address(copy);
-  Status status = guarded({}, [&] {
+  const Compute& compute = compute_of(layer, expert);
+  const ExpertSpec& spec = expert == kSharedExpert ? layer.spec.shared->expert : layer.spec.expert;
+  std::byte* slot;
+  {
+    std::lock_guard lock(mutex);
+    slot = address(layer, expert, copy);
+  }
+  const Status status = guarded({}, [&] {
     return compute.gemm->pack(spec, source, layer.spec.layer, expert, slot);
   });
-  if (!status.ok()) {
-    copy.reason = status.at({.file = source.name(), .layer = layer.spec.layer, .expert = expert,
-                             .phase = Phase::load});
-    transition(copy, CopyState::failed);
-    return copy.reason;
+  if (status.ok()) {
+    {
+      std::lock_guard lock(mutex);
+      transition(copy, CopyState::verifying);
+    }
+    const uint64_t digest = XXH3_64bits(slot, compute.layout.bytes);
+    std::lock_guard lock(mutex);
+    copy.digest = digest;
+    copy.version = 1;
+    transition(copy, CopyState::ready);
+    return {};
   }
-  transition(copy, CopyState::verifying);
-  copy.digest = XXH3_64bits(slot, compute.layout.bytes);
-  copy.version = 1;
-  transition(copy, CopyState::ready);
-  return {};
+  std::lock_guard lock(mutex);
+  copy.reason = status.at({.file = source.name(), .layer = layer.spec.layer, .expert = expert,
+                           .phase = Phase::load});
+  transition(copy, CopyState::failed);
+  return copy.reason;
 }
 
 Status ExpertStore::Impl::load_all() {
@@ -180,24 +187,21 @@ Status ExpertStore::Impl::load_all() {
     StoreLayer* layer;
     int32_t expert;
     ExpertCopy* copy;
-    size_t bytes;
   };
   std::vector<Item> items;
   for (auto& layer : layers) {
     layer->experts.resize(static_cast<size_t>(layer->spec.router.num_experts));
-    for (size_t e = 0; e < layer->experts.size(); ++e)
-      items.push_back({layer.get(), static_cast<int32_t>(e), &layer->experts[e],
-                       layer->routed.layout.bytes});
-    if (layer->shared.gemm)
-      items.push_back({layer.get(), kSharedExpert, &layer->shared_copy,
-                       layer->shared.layout.bytes});
+    for (size_t e = 0; e < layer->experts.size() && !layer->paged; ++e)
+      items.push_back({layer.get(), static_cast<int32_t>(e), &layer->experts[e]});
+    if (layer->shared.gemm) items.push_back({layer.get(), kSharedExpert, &layer->shared_copy});
   }
   int64_t total = 0, done = 0;
   for (Item& item : items) {
-    const Compute& compute = item.expert == kSharedExpert ? item.layer->shared : item.layer->routed;
-    item.copy->slot_class = compute.slot_class;
-    MOE_ASSIGN_OR_RETURN(item.copy->slot, pools[static_cast<size_t>(compute.slot_class)].take());
-    total += static_cast<int64_t>(item.bytes);
+    SlotClass& slots = classes[compute_of(*item.layer, item.expert).slot_class];
+    MOE_ASSIGN_OR_RETURN(item.copy->slot, slots.pool.take());
+    if (item.expert != kSharedExpert) ++slots.resident;
+    transition(*item.copy, CopyState::loading);
+    total += static_cast<int64_t>(compute_of(*item.layer, item.expert).layout.bytes);
   }
 
   std::mutex progress_mutex;
@@ -210,7 +214,7 @@ Status ExpertStore::Impl::load_all() {
     status = load_copy(*item.layer, item.expert, *item.copy);
     if (status.ok() && options.progress) {
       std::lock_guard lock(progress_mutex);
-      done += static_cast<int64_t>(item.bytes);
+      done += static_cast<int64_t>(compute_of(*item.layer, item.expert).layout.bytes);
       if (!options.progress(options.progress_argument, done, total))
         status = Status(StatusCode::cancelled, "loading was cancelled by the progress callback",
                         {.phase = Phase::load});
@@ -221,42 +225,43 @@ Status ExpertStore::Impl::load_all() {
   return {};
 }
 
-Result<std::shared_ptr<const LayerBlock>> ExpertStore::Impl::load_block(
-    const StoreLayer& layer) const {
-  auto block = std::make_shared<LayerBlock>();
-  block->version = 1;
-  struct Part {
-    WeightKind kind;
-    TensorView* view;
-    Stored stored;
-  };
-  RouterWeights& router = block->router;
-  Part parts[] = {{WeightKind::router_weight, &router.weight, {}},
-                  {WeightKind::router_bias, &router.logit_bias, {}},
-                  {WeightKind::router_selection_bias, &router.selection_bias, {}},
-                  {WeightKind::router_per_expert_scale, &router.per_expert_scale, {}},
-                  {WeightKind::router_input_scale, &router.input_scale, {}},
-                  {WeightKind::router_token_experts, &router.token_experts, {}},
-                  {WeightKind::shared_gate, &block->shared_gate, {}}};
-  for (Part& part : parts) {
-    auto stored = store_tensor(source, {layer.spec.layer, part.kind}, block->storage);
-    if (!stored.ok())
-      return stored.status().at(
-          {.file = source.name(), .layer = layer.spec.layer, .phase = Phase::load});
-    part.stored = *stored;
+Status ExpertStore::Impl::load_blocks() {
+  for (auto& layer : layers) {
+    const std::byte* shared =
+        layer->shared.gemm ? address(*layer, kSharedExpert, layer->shared_copy) : nullptr;
+    MOE_ASSIGN_OR_RETURN(layer->block, load_layer_block(source, layer->spec.layer, shared));
+    publish(*layer);
   }
-  for (const Part& part : parts) *part.view = part.stored.view(block->storage);
-  if (layer.shared.gemm) block->shared = address(layer.shared_copy);
-  return std::shared_ptr<const LayerBlock>(std::move(block));
+  return {};
 }
 
-Status ExpertStore::Impl::publish(StoreLayer& layer, std::unique_ptr<const ExpertTable> next) {
-  std::unique_ptr<const ExpertTable> old(
-      layer.table.exchange(next.release(), std::memory_order_seq_cst));
-  if (!old) return {};
-  Status grace = readers.wait_for_grace(services.clock(), kGraceDeadlineNs);
-  if (!grace.ok()) old.release();  // a reader still holds it: leaking it beats freeing it
-  return grace.at({.layer = layer.spec.layer});
+void ExpertStore::Impl::publish(StoreLayer& layer) {
+  auto next = std::make_unique<ExpertTable>();
+  next->epoch = ++epoch;
+  next->block = layer.block;
+  next->experts.resize(layer.experts.size());
+  for (size_t e = 0; e < layer.experts.size(); ++e) {
+    const ExpertCopy& copy = layer.experts[e];
+    if (copy.state == CopyState::ready)
+      next->experts[e] = {address(layer, static_cast<int32_t>(e), copy), copy.slot, copy.version};
+  }
+  retired.reserve(retired.size() + 1);
+  if (auto* old = layer.table.exchange(next.release(), std::memory_order_seq_cst))
+    retired.emplace_back(old);
+}
+
+Status ExpertStore::Impl::wait_for_grace(int64_t end_ns) {
+  std::vector<std::unique_ptr<const ExpertTable>> unused;
+  {
+    std::lock_guard lock(mutex);
+    unused.swap(retired);
+  }
+  Status status = readers.wait_for_grace(services.clock(), end_ns);
+  if (!status.ok()) {  // somebody may still read them
+    std::lock_guard lock(mutex);
+    for (auto& table : unused) retired.push_back(std::move(table));
+  }
+  return status;
 }
 
 Result<ExpertStore> ExpertStore::open(const WeightSource& source,
@@ -275,15 +280,9 @@ Result<ExpertStore> ExpertStore::open(const WeightSource& source,
     }
     MOE_RETURN_IF_ERROR(impl->choose_backends());
     MOE_RETURN_IF_ERROR(impl->size_pools());
+    MOE_RETURN_IF_ERROR(impl->make_policies());
     MOE_RETURN_IF_ERROR(impl->load_all());
-    for (auto& layer : impl->layers) {
-      auto table = std::make_unique<ExpertTable>();
-      table->epoch = ++impl->epoch;
-      MOE_ASSIGN_OR_RETURN(table->block, impl->load_block(*layer));
-      for (const ExpertCopy& copy : layer->experts)
-        table->experts.push_back({impl->address(copy), copy.slot, copy.version});
-      MOE_RETURN_IF_ERROR(impl->publish(*layer, std::move(table)));
-    }
+    MOE_RETURN_IF_ERROR(impl->load_blocks());
     return ExpertStore(std::move(impl));
   });
 }
@@ -312,14 +311,15 @@ Result<ExpertHealth> ExpertStore::health(int32_t layer, int32_t expert) const {
 ExpertStoreStats ExpertStore::stats() const {
   std::lock_guard lock(impl_->mutex);
   ExpertStoreStats stats;
-  for (const SlotPool& pool : impl_->pools) {
-    stats.pool_bytes += pool.committed_bytes();
-    stats.slots += pool.capacity();
-    stats.slot_bytes += pool.slot_bytes() * static_cast<size_t>(pool.used());
+  for (const SlotClass& slots : impl_->classes) {
+    stats.pool_bytes += slots.pool.committed_bytes();
+    stats.slots += slots.pool.capacity();
+    stats.slot_bytes += slots.pool.slot_bytes() * static_cast<size_t>(slots.pool.used());
   }
   for (const auto& layer : impl_->layers)
     for (const ExpertCopy& copy : layer->experts) stats.ready += copy.state == CopyState::ready;
-  stats.epoch = impl_->epoch.load();
+  stats.epoch = impl_->epoch;
+  stats.paging = impl_->paging;
   return stats;
 }
 

@@ -7,19 +7,9 @@
 #include <memory>
 #include <vector>
 
-#include "moe/router.h"
-#include "moe/weights.h"
+#include "store/layer_block.h"
 
 namespace moe {
-
-// The parts of a layer that every row uses. One version of them.
-struct LayerBlock {
-  std::vector<std::byte> storage;  // router tensors, as stored
-  RouterWeights router;            // views into storage
-  TensorView shared_gate;          // (1, hidden), view into storage; empty if there is none
-  const std::byte* shared = nullptr;  // slot of the shared expert; null if there is none
-  uint32_t version = 0;
-};
 
 // A ready copy of one expert.
 struct TableCopy {

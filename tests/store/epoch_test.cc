@@ -10,21 +10,25 @@
 
 using namespace moe;
 
+namespace {
+int64_t in(int64_t nanoseconds) { return default_clock().now_ns() + nanoseconds; }
+}  // namespace
+
 TEST_CASE("grace waits for readers that are inside, and for no others", "[store][mission-137]") {
   EpochReaders readers;
   EpochReader a, b;
   readers.add(&a);
   readers.add(&b);
-  CHECK(readers.wait_for_grace(default_clock(), 0).ok());
+  CHECK(readers.wait_for_grace(default_clock(), in(0)).ok());
   a.enter();
-  const Status late = readers.wait_for_grace(default_clock(), 1'000'000);
+  const Status late = readers.wait_for_grace(default_clock(), in(1'000'000));
   CHECK(late.code() == StatusCode::deadline_exceeded);
   CHECK(late.message().find("1 reader") != std::string_view::npos);
   a.exit();
-  CHECK(readers.wait_for_grace(default_clock(), 0).ok());
+  CHECK(readers.wait_for_grace(default_clock(), in(0)).ok());
   readers.remove(&b);
   b.enter();
-  CHECK(readers.wait_for_grace(default_clock(), 0).ok());
+  CHECK(readers.wait_for_grace(default_clock(), in(0)).ok());
 }
 
 TEST_CASE("a reader that keeps re-entering does not hold up grace", "[store]") {
@@ -35,7 +39,7 @@ TEST_CASE("a reader that keeps re-entering does not hold up grace", "[store]") {
   std::thread thread([&] {
     while (!stop) EpochPin pin(reader);
   });
-  for (int i = 0; i < 100; ++i) CHECK(readers.wait_for_grace(default_clock(), 5'000'000'000).ok());
+  for (int i = 0; i < 100; ++i) CHECK(readers.wait_for_grace(default_clock(), in(5'000'000'000)).ok());
   stop = true;
   thread.join();
 }
@@ -68,7 +72,7 @@ TEST_CASE("no table is recycled while a pinned reader uses it", "[store][mission
     Table* spare = current.load() == &tables[0] ? &tables[1] : &tables[0];
     for (auto& value : spare->values) value.store(round, std::memory_order_relaxed);
     current.store(spare, std::memory_order_seq_cst);
-    REQUIRE(readers.wait_for_grace(default_clock(), 10'000'000'000).ok());
+    REQUIRE(readers.wait_for_grace(default_clock(), in(10'000'000'000)).ok());
   }
   stop = true;
   for (std::thread& thread : threads) thread.join();
