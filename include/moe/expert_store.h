@@ -68,9 +68,11 @@ struct PagingStats {
 // Sizes of a store at one moment.
 struct ExpertStoreStats {
   size_t pool_bytes = 0;  // committed for slots
-  size_t slot_bytes = 0;  // used by ready copies
-  int64_t slots = 0;
-  int64_t ready = 0;
+  size_t used_bytes = 0;  // of slots that hold something
+  size_t slot_bytes = 0;  // of one slot; the largest if layers differ
+  int64_t slots = 0;      // spare ones and those of shared experts included
+  int64_t capacity = 0;   // most routed experts that can be resident at once
+  int64_t ready = 0;      // routed experts that are
   uint64_t epoch = 0;  // of the newest table
   PagingStats paging;
 };

@@ -32,8 +32,12 @@ enum class Execution : int32_t {
 struct ModelOptions {
   Device device = {};
 
-  // Bytes for expert slots. 0 keeps every expert resident.
+  // Bytes for expert slots. 0 keeps every expert resident; with fewer than the experts take, they
+  // are loaded when a forward needs them, and `eviction` (a policy's name; empty: the default)
+  // decides which ones make room.
   size_t expert_memory = 0;
+  std::string eviction;
+  EvictionPolicy* eviction_policy = nullptr;  // host's own; not owned, must outlive the model
 
   // Layer indices to load. Empty: all MoE layers.
   std::vector<int32_t> layers;

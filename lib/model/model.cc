@@ -20,6 +20,8 @@ constexpr int64_t kDefaultDeadlineNs = 60'000'000'000;
 ExpertStoreOptions store_options(const ModelOptions& options) {
   return {.device = options.device,
           .expert_memory = options.expert_memory,
+          .eviction = options.eviction,
+          .eviction_policy = options.eviction_policy,
           .layers = options.layers,
           .gemm = options.gemm,
           .expert_gemm = options.expert_gemm,

@@ -70,16 +70,20 @@ Status ExpertStore::Impl::choose_backends() {
 
 Status ExpertStore::Impl::size_pools() {
   struct Need {
-    size_t bytes, alignment;
+    size_t layout_bytes, alignment;
+    size_t bytes;                    // of a slot, as the pool cuts them
     int64_t routed = 0, shared = 0;  // slots
   };
   std::vector<Need> needs;
   auto add = [&](Compute& compute, int64_t Need::*count, int64_t slots) {
     auto found = std::find_if(needs.begin(), needs.end(), [&](const Need& n) {
-      return n.bytes == compute.layout.bytes && n.alignment == compute.layout.alignment;
+      return n.layout_bytes == compute.layout.bytes && n.alignment == compute.layout.alignment;
     });
     if (found == needs.end())
-      found = needs.insert(needs.end(), {compute.layout.bytes, compute.layout.alignment});
+      found = needs.insert(needs.end(),
+                           {compute.layout.bytes, compute.layout.alignment,
+                            SlotPool::stride(compute.layout.bytes, compute.layout.alignment,
+                                             options.host.memory)});
     (*found).*count += slots;
     compute.slot_class = static_cast<size_t>(found - needs.begin());
   };
@@ -108,7 +112,7 @@ Status ExpertStore::Impl::size_pools() {
       least += n.bytes * static_cast<size_t>(kSpareSlots + 1);
     }
     if (routed < 1 && n.routed > 0) continue;
-    MOE_ASSIGN_OR_RETURN(auto pool, SlotPool::create(n.bytes, n.alignment,
+    MOE_ASSIGN_OR_RETURN(auto pool, SlotPool::create(n.layout_bytes, n.alignment,
                                                      routed + n.shared + kSpareSlots,
                                                      options.host.memory));
     classes.push_back({std::move(pool), routed});
@@ -314,7 +318,9 @@ ExpertStoreStats ExpertStore::stats() const {
   for (const SlotClass& slots : impl_->classes) {
     stats.pool_bytes += slots.pool.committed_bytes();
     stats.slots += slots.pool.capacity();
-    stats.slot_bytes += slots.pool.slot_bytes() * static_cast<size_t>(slots.pool.used());
+    stats.used_bytes += slots.pool.slot_bytes() * static_cast<size_t>(slots.pool.used());
+    stats.slot_bytes = std::max(stats.slot_bytes, slots.pool.slot_bytes());
+    stats.capacity += slots.capacity;
   }
   for (const auto& layer : impl_->layers)
     for (const ExpertCopy& copy : layer->experts) stats.ready += copy.state == CopyState::ready;

@@ -14,14 +14,21 @@ namespace {
 constexpr size_t kPage = 4096;  // slots can be read into with O_DIRECT
 constexpr size_t kChunkBytes = size_t{64} << 20;
 
-size_t round_up(size_t value, size_t step) { return (value + step - 1) / step * step; }
+size_t slot_alignment(size_t alignment, const Allocator* memory) {
+  return std::max(alignment, memory ? size_t{64} : kPage);
+}
 }  // namespace
+
+size_t SlotPool::stride(size_t slot_bytes, size_t alignment, const Allocator* memory) {
+  const size_t step = slot_alignment(alignment, memory);
+  return (std::max<size_t>(slot_bytes, 1) + step - 1) / step * step;
+}
 
 Result<SlotPool> SlotPool::create(size_t slot_bytes, size_t alignment, int64_t capacity,
                                   Allocator* memory) {
   SlotPool pool;
-  pool.alignment_ = std::max(alignment, memory ? size_t{64} : kPage);
-  pool.slot_bytes_ = round_up(std::max<size_t>(slot_bytes, 1), pool.alignment_);
+  pool.alignment_ = slot_alignment(alignment, memory);
+  pool.slot_bytes_ = stride(slot_bytes, alignment, memory);
   pool.capacity_ = capacity;
   pool.memory_ = memory;
   pool.chunk_slots_ = std::max<int64_t>(1, static_cast<int64_t>(kChunkBytes / pool.slot_bytes_));

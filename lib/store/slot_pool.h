@@ -14,6 +14,9 @@ namespace moe {
 // Not thread-safe: the store serialises. Slots are handed out lowest index first.
 class SlotPool {
  public:
+  // Bytes from one slot to the next: whole pages, unless `memory` is given.
+  static size_t stride(size_t slot_bytes, size_t alignment, const Allocator* memory);
+
   // Reserves addresses for `capacity` slots of at least `slot_bytes`; commits nothing.
   // With `memory` the chunks come from it instead, and only their addresses are stable.
   static Result<SlotPool> create(size_t slot_bytes, size_t alignment, int64_t capacity,
@@ -36,7 +39,7 @@ class SlotPool {
   SlotPool() = default;
   Status commit_chunk();
 
-  size_t slot_bytes_ = 0;  // a multiple of the page size unless the host brings the memory
+  size_t slot_bytes_ = 0;  // stride()
   size_t alignment_ = 0;
   int64_t capacity_ = 0;
   int64_t committed_ = 0;  // slots
