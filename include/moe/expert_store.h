@@ -42,9 +42,9 @@ struct ExpertStoreOptions {
   // Bytes for slots; 0 keeps every expert resident. With fewer than the experts take, they are
   // loaded when a forward needs them; two slots of each size stay spare.
   size_t expert_memory = 0;
-  std::string eviction;                     // name of a policy; empty: the default
+  std::string eviction;                       // name of a policy; empty: the default
   EvictionPolicy* eviction_policy = nullptr;  // host's own; needs experts of one size
-  int32_t io_threads = 4;                   // reads at once while paging
+  int32_t io_threads = 4;                     // reads at once while paging
 
   std::vector<int32_t> layers;              // empty: all of the source's
   std::string gemm;                         // name of the backend whose layout the slots have
@@ -56,12 +56,12 @@ struct ExpertStoreOptions {
 
 // Counted since a store was opened with less memory than its experts take. One per expert and wave.
 struct PagingStats {
-  int64_t hits = 0;        // needed and resident
-  int64_t misses = 0;      // needed and loaded
+  int64_t hits = 0;    // needed and resident
+  int64_t misses = 0;  // needed and loaded
   int64_t evictions = 0;
-  int64_t waves = 0;       // of forwards that could not be served from one table
+  int64_t waves = 0;  // of forwards that could not be served from one table
   int64_t bytes_loaded = 0;
-  int64_t stall_ns = 0;    // time that forwards waited for experts
+  int64_t stall_ns = 0;  // time that forwards waited for experts
   int64_t load_errors = 0;
 };
 
@@ -73,7 +73,7 @@ struct ExpertStoreStats {
   int64_t slots = 0;      // spare ones and those of shared experts included
   int64_t capacity = 0;   // most routed experts that can be resident at once
   int64_t ready = 0;      // routed experts that are
-  uint64_t epoch = 0;  // of the newest table
+  uint64_t epoch = 0;     // of the newest table
   PagingStats paging;
 };
 

@@ -47,9 +47,10 @@ Status replay(LayerForward& f, const Routing& out) {
   const int64_t pairs = out.tokens * out.top_k;
   for (int64_t p = 0; p < pairs; ++p)
     if (in.ids[p] < -1 || in.ids[p] >= candidates)
-      return invalid_argument({.layer = f.layer.spec.layer, .phase = Phase::route},
-                              "routing_in.ids[{}] is {}; layer {} has candidates 0 to {} (-1: none)",
-                              p, in.ids[p], f.layer.spec.layer, candidates - 1);
+      return invalid_argument(
+          {.layer = f.layer.spec.layer, .phase = Phase::route},
+          "routing_in.ids[{}] is {}; layer {} has candidates 0 to {} (-1: none)", p, in.ids[p],
+          f.layer.spec.layer, candidates - 1);
   std::copy_n(in.ids, pairs, out.ids);
   std::copy_n(in.weights, pairs, out.weights);
   return {};
@@ -71,9 +72,9 @@ Status route(LayerForward& f, const LayerBlock& block) {
   input.executor = &f.services.executor();
   input.workspace = f.work.scratch;
   RouteCounts counts;
-  const Status status =
-      f.own_router ? f.own_router->route(input, out, &counts)
-                   : route_cpu(f.layer.spec.router, block.router, input, out, &counts);
+  const Status status = f.own_router
+                            ? f.own_router->route(input, out, &counts)
+                            : route_cpu(f.layer.spec.router, block.router, input, out, &counts);
   f.report.nonfinite_rows = counts.nonfinite_rows;
   f.report.short_rows = counts.short_rows;
   f.report.dropped = counts.dropped;
@@ -169,8 +170,8 @@ Status run_paged(LayerForward& f, Chunk chunk) {
   std::span<ExpertGroup> groups = make_groups(f, chunk);
   while (!groups.empty()) {
     for (size_t g = 0; g < groups.size(); ++g) f.work.needed[g] = groups[g].expert;
-    MOE_RETURN_IF_ERROR(f.store.acquire(f.layer, f.work.needed.first(groups.size()),
-                                        f.deadline_at_ns, &f.wave));
+    MOE_RETURN_IF_ERROR(
+        f.store.acquire(f.layer, f.work.needed.first(groups.size()), f.deadline_at_ns, &f.wave));
     const Status status = run_wave(f, chunk, take_wave(f, &groups));
     f.store.release(f.layer, &f.wave);
     MOE_RETURN_IF_ERROR(status);

@@ -52,9 +52,8 @@ std::string list_layers(const std::vector<LayerSpec>& layers) {
 }
 
 Status no_such_layer(int32_t layer, const std::vector<LayerSpec>& layers) {
-  return invalid_argument({.layer = layer},
-                          "layer {} is not one of this model's MoE layers: {}", layer,
-                          list_layers(layers));
+  return invalid_argument({.layer = layer}, "layer {} is not one of this model's MoE layers: {}",
+                          layer, list_layers(layers));
 }
 
 }  // namespace
@@ -137,8 +136,7 @@ Result<std::unique_ptr<Model::Impl>> with_store(std::unique_ptr<Model::Impl> imp
   impl->store = store;
   impl->options.device = store->device();
   for (const LayerSpec& spec : store->layers())
-    impl->counters.push_back(
-        std::make_unique<LayerCounters>(spec.layer, spec.router.candidates()));
+    impl->counters.push_back(std::make_unique<LayerCounters>(spec.layer, spec.router.candidates()));
   return impl;
 }
 
@@ -154,8 +152,7 @@ Result<std::unique_ptr<Model::Impl>> with_source(std::unique_ptr<Model::Impl> im
 Result<Model> Model::load(std::string_view directory, const ModelOptions& options) {
   return guarded({.file = directory}, [&]() -> Result<Model> {
     MOE_ASSIGN_OR_RETURN(auto impl, make_impl(options));
-    MOE_ASSIGN_OR_RETURN(auto checkpoint,
-                         Checkpoint::open(directory, {.log = options.host.log}));
+    MOE_ASSIGN_OR_RETURN(auto checkpoint, Checkpoint::open(directory, {.log = options.host.log}));
     impl->checkpoint = std::make_unique<Checkpoint>(std::move(checkpoint));
     const WeightSource& source = *impl->checkpoint;
     MOE_ASSIGN_OR_RETURN(auto ready, with_source(std::move(impl), source));

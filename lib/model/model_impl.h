@@ -40,8 +40,8 @@ struct Model::Impl {
   std::unique_ptr<Context::Impl> borrow_context();
   void return_context(std::unique_ptr<Context::Impl> context);
 
-  std::unique_ptr<Checkpoint> checkpoint;   // if this model opened it
-  std::optional<ExpertStore> own_store;     // if no store was given
+  std::unique_ptr<Checkpoint> checkpoint;  // if this model opened it
+  std::optional<ExpertStore> own_store;    // if no store was given
   ExpertStore* store = nullptr;
   ModelOptions options;
   Services services;

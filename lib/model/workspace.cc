@@ -42,9 +42,10 @@ Workspace Workspace::cut(const StoreLayer& layer, const BatchShape& batch, std::
   const int64_t experts = spec.router.num_experts;
   const int64_t groups = std::min(experts, pairs);
 
-  size_t scratch = route_workspace_bytes(spec.router, spec.hidden(), batch.tokens, batch.concurrency);
-  scratch = std::max(scratch, layer.routed.gemm->workspace_bytes(spec.expert, pairs, groups,
-                                                                 batch.concurrency));
+  size_t scratch =
+      route_workspace_bytes(spec.router, spec.hidden(), batch.tokens, batch.concurrency);
+  scratch = std::max(
+      scratch, layer.routed.gemm->workspace_bytes(spec.expert, pairs, groups, batch.concurrency));
   if (layer.shared.gemm)
     scratch = std::max(scratch, layer.shared.gemm->workspace_bytes(spec.shared->expert, chunk, 1,
                                                                    batch.concurrency));

@@ -49,12 +49,12 @@ std::string explain(const ExpertSpec& spec, Device device, std::string_view chos
 }  // namespace
 
 std::string ExpertStore::Impl::describe() const {
-  std::string text = fmt::format("{}: {} MoE layer(s), {} bytes of slots\n", source.name(),
-                                 layers.size(), [&] {
-                                   size_t bytes = 0;
-                                   for (const SlotClass& slots : classes) bytes += slots.pool.committed_bytes();
-                                   return bytes;
-                                 }());
+  std::string text =
+      fmt::format("{}: {} MoE layer(s), {} bytes of slots\n", source.name(), layers.size(), [&] {
+        size_t bytes = 0;
+        for (const SlotClass& slots : classes) bytes += slots.pool.committed_bytes();
+        return bytes;
+      }());
   // Consecutive layers that read alike are told once.
   for (size_t first = 0; first < layers.size();) {
     const std::string line = describe_layer(*layers[first]);

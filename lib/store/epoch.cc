@@ -31,7 +31,8 @@ Status EpochReaders::wait_for_grace(const Clock& clock, int64_t end_ns) const {
     {
       std::lock_guard lock(mutex_);  // a reader that is gone has left every epoch
       std::erase_if(inside, [&](const auto& seen) {
-        const bool alive = std::find(readers_.begin(), readers_.end(), seen.first) != readers_.end();
+        const bool alive =
+            std::find(readers_.begin(), readers_.end(), seen.first) != readers_.end();
         return !alive || seen.first->exited.load(std::memory_order_acquire) >= seen.second;
       });
     }

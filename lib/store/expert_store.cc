@@ -42,8 +42,9 @@ ExpertStore::Impl::~Impl() {
 StoreLayer* ExpertStore::Impl::find(int32_t layer) {
   const auto at = std::lower_bound(specs.begin(), specs.end(), layer,
                                    [](const LayerSpec& s, int32_t l) { return s.layer < l; });
-  return at != specs.end() && at->layer == layer ? layers[static_cast<size_t>(at - specs.begin())].get()
-                                                 : nullptr;
+  return at != specs.end() && at->layer == layer
+             ? layers[static_cast<size_t>(at - specs.begin())].get()
+             : nullptr;
 }
 
 Status ExpertStore::Impl::choose_backends() {
@@ -80,10 +81,10 @@ Status ExpertStore::Impl::size_pools() {
       return n.layout_bytes == compute.layout.bytes && n.alignment == compute.layout.alignment;
     });
     if (found == needs.end())
-      found = needs.insert(needs.end(),
-                           {compute.layout.bytes, compute.layout.alignment,
-                            SlotPool::stride(compute.layout.bytes, compute.layout.alignment,
-                                             options.host.memory)});
+      found = needs.insert(
+          needs.end(),
+          {compute.layout.bytes, compute.layout.alignment,
+           SlotPool::stride(compute.layout.bytes, compute.layout.alignment, options.host.memory)});
     (*found).*count += slots;
     compute.slot_class = static_cast<size_t>(found - needs.begin());
   };
@@ -108,13 +109,14 @@ Status ExpertStore::Impl::size_pools() {
                            static_cast<double>(wanted);
       const size_t left = options.expert_memory > fixed ? options.expert_memory - fixed : 0;
       routed = std::min(n.routed, static_cast<int64_t>(static_cast<double>(left) * share /
-                                                       static_cast<double>(n.bytes)) - kSpareSlots);
+                                                       static_cast<double>(n.bytes)) -
+                                      kSpareSlots);
       least += n.bytes * static_cast<size_t>(kSpareSlots + 1);
     }
     if (routed < 1 && n.routed > 0) continue;
-    MOE_ASSIGN_OR_RETURN(auto pool, SlotPool::create(n.layout_bytes, n.alignment,
-                                                     routed + n.shared + kSpareSlots,
-                                                     options.host.memory));
+    MOE_ASSIGN_OR_RETURN(
+        auto pool, SlotPool::create(n.layout_bytes, n.alignment, routed + n.shared + kSpareSlots,
+                                    options.host.memory));
     classes.push_back({std::move(pool), routed});
   }
   if (classes.size() < needs.size())
@@ -144,8 +146,7 @@ Status ExpertStore::Impl::make_policies() {
                                 "layers have several; name a built-in policy");
       classes[c].policy = options.eviction_policy;
     } else {
-      MOE_ASSIGN_OR_RETURN(classes[c].own_policy,
-                           make_eviction_policy(options.eviction, eviction));
+      MOE_ASSIGN_OR_RETURN(classes[c].own_policy, make_eviction_policy(options.eviction, eviction));
       classes[c].policy = classes[c].own_policy.get();
     }
   }
@@ -164,9 +165,8 @@ Status ExpertStore::Impl::load_copy(StoreLayer& layer, int32_t expert, ExpertCop
     std::lock_guard lock(mutex);
     slot = address(layer, expert, copy);
   }
-  const Status status = guarded({}, [&] {
-    return compute.gemm->pack(spec, source, layer.spec.layer, expert, slot);
-  });
+  const Status status =
+      guarded({}, [&] { return compute.gemm->pack(spec, source, layer.spec.layer, expert, slot); });
   if (status.ok()) {
     {
       std::lock_guard lock(mutex);
@@ -180,8 +180,8 @@ Status ExpertStore::Impl::load_copy(StoreLayer& layer, int32_t expert, ExpertCop
     return {};
   }
   std::lock_guard lock(mutex);
-  copy.reason = status.at({.file = source.name(), .layer = layer.spec.layer, .expert = expert,
-                           .phase = Phase::load});
+  copy.reason = status.at(
+      {.file = source.name(), .layer = layer.spec.layer, .expert = expert, .phase = Phase::load});
   transition(copy, CopyState::failed);
   return copy.reason;
 }

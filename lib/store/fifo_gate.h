@@ -17,7 +17,8 @@ class FifoGate {
     std::unique_lock lock(mutex_);
     const uint64_t ticket = next_++;
     queue_.push_back(ticket);
-    if (wait_until(turn_, lock, clock, end_ns, [&] { return queue_.front() == ticket; })) return true;
+    if (wait_until(turn_, lock, clock, end_ns, [&] { return queue_.front() == ticket; }))
+      return true;
     std::erase(queue_, ticket);
     turn_.notify_all();
     return false;

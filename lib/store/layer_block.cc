@@ -25,11 +25,11 @@ Result<Stored> append(const WeightSource& source, const WeightId& id,
     return shape.status();
   }
   const size_t offset = (storage.size() + 63) / 64 * 64;
-  const auto bits = static_cast<size_t>(shape->shape.elements()) *
-                    static_cast<size_t>(bits_of(shape->dtype));
+  const auto bits =
+      static_cast<size_t>(shape->shape.elements()) * static_cast<size_t>(bits_of(shape->dtype));
   storage.resize(offset + (bits + 7) / 8);
-  MOE_RETURN_IF_ERROR(source.read(
-      id, MutableTensorView(storage.data() + offset, shape->dtype, shape->shape)));
+  MOE_RETURN_IF_ERROR(
+      source.read(id, MutableTensorView(storage.data() + offset, shape->dtype, shape->shape)));
   return Stored{static_cast<int64_t>(offset), *shape};
 }
 

@@ -41,8 +41,8 @@ struct Victim {
 
 // What one wave does.
 struct Plan {
-  std::vector<int32_t> hits;   // leased already
-  std::vector<int32_t> loads;  // state empty or failed; counted as resident
+  std::vector<int32_t> hits;    // leased already
+  std::vector<int32_t> loads;   // state empty or failed; counted as resident
   std::vector<Victim> victims;  // draining
 };
 

@@ -1,11 +1,11 @@
 #include "store/slot_pool.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <utility>
+
+#include <sys/mman.h>
 
 #include "core/error.h"
 
@@ -33,7 +33,8 @@ Result<SlotPool> SlotPool::create(size_t slot_bytes, size_t alignment, int64_t c
   pool.memory_ = memory;
   pool.chunk_slots_ = std::max<int64_t>(1, static_cast<int64_t>(kChunkBytes / pool.slot_bytes_));
   size_t bytes = 0;
-  if (capacity < 0 || __builtin_mul_overflow(pool.slot_bytes_, static_cast<size_t>(capacity), &bytes))
+  if (capacity < 0 ||
+      __builtin_mul_overflow(pool.slot_bytes_, static_cast<size_t>(capacity), &bytes))
     return error(StatusCode::resource_exhausted, {},
                  "{} slots of {} bytes do not fit into the address space", capacity,
                  pool.slot_bytes_);

@@ -28,8 +28,8 @@ struct ExpertCopy {
   uint32_t version = 0;
   uint64_t digest = 0;
   Status reason;
-  int32_t leases = 0;        // waves that use it now
-  uint64_t needed_by = 0;    // serial of the last plan that must not evict it
+  int32_t leases = 0;      // waves that use it now
+  uint64_t needed_by = 0;  // serial of the last plan that must not evict it
 };
 
 // The only way a copy changes state; anything else is a bug of the store (assert).
@@ -56,7 +56,7 @@ struct StoreLayer {
   LayerSpec spec;
   size_t index = 0;  // among the store's layers
   Compute routed;
-  Compute shared;  // gemm is null if the layer has no shared expert
+  Compute shared;      // gemm is null if the layer has no shared expert
   bool paged = false;  // has fewer slots than experts
 
   std::atomic<const ExpertTable*> table{nullptr};  // the newest
@@ -133,7 +133,7 @@ struct ExpertStore::Impl {
   EpochReaders readers;
   FifoGate gate;  // one wave is planned and loaded at a time
 
-  mutable std::mutex mutex;  // guards what follows and the copies; never held while waiting
+  mutable std::mutex mutex;         // guards what follows and the copies; never held while waiting
   std::condition_variable changed;  // a lease ended or a load finished
   std::vector<SlotClass> classes;
   std::vector<std::unique_ptr<const ExpertTable>> retired;

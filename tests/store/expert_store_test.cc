@@ -92,7 +92,8 @@ struct Forwarded {
 Forwarded forward(Model& model, int32_t layer, const Rows& hidden) {
   Forwarded result;
   result.out.assign(static_cast<size_t>(hidden.shape.elements()), NAN);
-  result.status = model.forward(layer, hidden.view(), {result.out.data(), DType::f32, hidden.shape});
+  result.status =
+      model.forward(layer, hidden.view(), {result.out.data(), DType::f32, hidden.shape});
   return result;
 }
 
