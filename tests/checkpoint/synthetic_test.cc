@@ -1,28 +1,17 @@
 // Synthetic models: what write_synthetic() writes, open() reads, and make_synthetic() is the same.
 #include <cstring>
-#include <filesystem>
 #include <vector>
 
 #include "catch.h"
 #include "checkpoint/family.h"
+#include "checkpoint/temporary_directory.h"
 #include "moe/checkpoint.h"
 
 namespace {
 
-namespace fs = std::filesystem;
 using moe::WeightId;
 using moe::WeightKind;
-
-// A directory that is gone when the test ends.
-struct TemporaryDirectory {
-  fs::path path;
-  explicit TemporaryDirectory(const std::string& name)
-      : path(fs::temp_directory_path() /
-             ("moe_" + name + "_" + std::to_string(moe::test::seed()))) {
-    fs::remove_all(path);
-  }
-  ~TemporaryDirectory() { fs::remove_all(path); }
-};
+using moe::test::TemporaryDirectory;
 
 // The canonical tensor as dense bytes, poisoned first.
 std::vector<char> read(const moe::WeightSource& source, const WeightId& id) {
