@@ -1,15 +1,21 @@
 // Which experts compute a row, and with what weight. One parametrised rule covers every published
 // model family; a host may bring a Router of its own.
 //
-//   l   = W x + b                            logits (fp32), then softcap c * tanh(l / c)
+//   l   = W x + b                            logits, accumulated in f32
+//   l   = c tanh(l / c)                      if there is a softcap c
 //   s   = scoring(l)
-//   key = s + selection_bias                 bias for selection only
+//   key = s + selection_bias                 the bias is for selection only
 //   groups: the best `top_groups` of `num_groups` stay, the others' keys become -inf
-//   S   = the top_k largest keys; ties go to the lower index
+//   S   = the top_k largest keys; ties, of groups too, go to the lower index
 //   w   = weighting(s or l of S), normalised, times per_expert_scale, times scaling
 //
-// Rows whose logits are not finite: a non-finite logit is taken out before scoring and never
-// selected. A row with fewer than top_k candidates gets id -1 and weight 0 in its last places.
+// A logit that is not finite is taken out before scoring: it enters no softmax and is never
+// selected. Nor is a key that is not finite. A row with fewer than top_k candidates gets id -1 and
+// weight 0 in its last places. By top2_sum a group with one candidate comes after all with two.
+//
+// Keys are f32; without a selection bias, scores that round alike are ordered by their logits.
+// Weights are correct to 1 ulp of f32. Where the divisor of a normalisation is 0 the weights stay as
+// they are. Every CPU and GPU chooses and weighs the same logits alike, bit for bit.
 #pragma once
 
 #include <cstddef>
@@ -100,18 +106,19 @@ struct RouterWeights {
 struct RouteInput {
   int32_t layer = -1;
   TensorView hidden;  // (tokens, hidden) f32, bf16, f16; rows may be strided
-  TensorView logits;  // (tokens, C) any float type: used instead of computing them. Empty: compute
+  TensorView logits;  // (tokens, C) any float type: W x + b, already computed. Empty: compute them
 
   const int64_t* token_ids = nullptr;    // (tokens), for Selection::token_lookup
   int32_t top_k = 0;                     // 0: the spec's. At most candidates()
-  const uint8_t* expert_mask = nullptr;  // (tokens, C), 1 = allowed. Null: all
+  const uint8_t* expert_mask = nullptr;  // (tokens, C); 0 takes out before scoring. Null: all
 
   Stream stream;
   Executor* executor = nullptr;    // null: the calling thread
   std::span<std::byte> workspace;  // at least Router::workspace_bytes(), 64-byte aligned
 };
 
-// What was chosen. Row-major (tokens, top_k), highest key first. Owned by the caller.
+// What was chosen. Row-major (tokens, top_k), highest key first (a token table: in its order).
+// Owned by the caller.
 struct Routing {
   int64_t tokens = 0;
   int32_t top_k = 0;

@@ -1,7 +1,8 @@
-// A warp in slow motion: 32 threads, one lane each, exchange values as __shfl_xor_sync does. What
-// select() computes so must have the bits of one thread playing all lanes.
+// A warp in slow motion: 32 threads, one lane each, exchange values as WarpTeam does. What select()
+// computes so must have the bits of one thread that plays all lanes.
 #include "router/team.h"
 
+#include <algorithm>
 #include <barrier>
 #include <cstring>
 #include <random>
@@ -15,50 +16,47 @@ using namespace moe;
 
 namespace {
 
+
 struct SlowWarp {
   std::barrier<> barrier{rule::kTeamLanes};
-  double values[rule::kTeamLanes];
-  rule::Best bests[rule::kTeamLanes];
-  bool flags[rule::kTeamLanes];
+  double values[2][rule::kTeamLanes];  // two of each, used in turn: one barrier per exchange
+  rule::Best bests[2][rule::kTeamLanes];
+  bool flags[2][rule::kTeamLanes];
 };
 
-// WarpTeam of team.h, line by line.
 struct SlowTeam {
   static constexpr int kLanes = 1;
   SlowWarp* warp;
   int me;
+  int* turn;
 
   int lane(int) const { return me; }
   bool leads() const { return me == 0; }
   void sync() const { warp->barrier.arrive_and_wait(); }
 
-  template <class T>
-  T exchange(T* slots, T value, int step) const {
-    slots[me] = value;
+  // value = combine(value, the value of lane me ^ step) for step 16, 8, 4, 2, 1, in all lanes.
+  template <class T, class Combine>
+  T butterfly(T (&slots)[2][rule::kTeamLanes], T value, Combine combine) const {
+    T* shared = slots[(*turn)++ % 2];
+    shared[me] = value;
     sync();
-    const T other = slots[me ^ step];
-    sync();
-    return other;
+    T lanes[rule::kTeamLanes], next[rule::kTeamLanes];
+    std::copy_n(shared, rule::kTeamLanes, lanes);
+    for (int step = rule::kTeamLanes / 2; step > 0; step /= 2) {
+      for (int l = 0; l < rule::kTeamLanes; ++l) next[l] = combine(lanes[l], lanes[l ^ step]);
+      std::copy_n(next, rule::kTeamLanes, lanes);
+    }
+    return lanes[me];
   }
-  double sum(double* lanes) const {
-    double value = lanes[0];
-    for (int step = rule::kTeamLanes / 2; step > 0; step /= 2)
-      value += exchange(warp->values, value, step);
-    return value;
+  double sum(const double* lanes) const {
+    return butterfly(warp->values, lanes[0], [](double a, double b) { return a + b; });
   }
   rule::Best best(const rule::Best* lanes) const {
-    rule::Best winner = lanes[0];
-    for (int step = rule::kTeamLanes / 2; step > 0; step /= 2) {
-      const rule::Best other = exchange(warp->bests, winner, step);
-      if (better(other, winner)) winner = other;
-    }
-    return winner;
+    return butterfly(warp->bests, lanes[0],
+                     [](const rule::Best& a, const rule::Best& b) { return better(b, a) ? b : a; });
   }
   bool any(const bool* lanes) const {
-    bool found = lanes[0];
-    for (int step = rule::kTeamLanes / 2; step > 0; step /= 2)
-      found |= exchange(warp->flags, found, step);
-    return found;
+    return butterfly(warp->flags, lanes[0], [](bool a, bool b) { return a || b; });
   }
 };
 
@@ -78,7 +76,9 @@ Chosen select_by_warp(const rule::Rule& rule, rule::Row row) {
   std::vector<std::thread> threads;
   for (int lane = 0; lane < rule::kTeamLanes; ++lane)
     threads.emplace_back([&, lane] {
-      const rule::Outcome outcome = rule::select(SlowTeam{&warp, lane}, rule, row, scratch.data());
+      int turn = 0;
+      const rule::Outcome outcome =
+          rule::select(SlowTeam{&warp, lane, &turn}, rule, row, scratch.data());
       if (lane == 17) chosen.outcome = outcome;  // equal in every thread
     });
   for (std::thread& thread : threads) thread.join();
@@ -112,7 +112,7 @@ TEST_CASE("one lane per thread gives the bits of one thread with all lanes", "[r
        .epsilon = 1e-20f,
        .scaling = 2.5f},
       {.num_experts = 100,
-       .top_k = 40,
+       .top_k = 35,
        .scoring = Scoring::sqrt_softplus,
        .normalize = Normalize::p_norm,
        .norm_power = 3},
