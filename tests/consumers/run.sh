@@ -36,6 +36,10 @@ installed() {  # BUILD_DIR
   PKG_CONFIG_PATH=$pc quietly ${CXX:-g++} -std=c++20 -O1 "$here/main.cc" -o "$use/consumer" \
     $(PKG_CONFIG_PATH=$pc pkg-config $static --cflags --libs moe) "${rpath[@]}"
   "$use/consumer"
+  sed -n '/^```cpp$/,/^```$/p' "$source_dir/README.md" | sed '/^```/d' >"$use/readme.cc"
+  # shellcheck disable=SC2046
+  PKG_CONFIG_PATH=$pc quietly ${CXX:-g++} -std=c++20 "$use/readme.cc" -o "$use/readme" \
+    $(PKG_CONFIG_PATH=$pc pkg-config $static --cflags --libs moe) "${rpath[@]}"
   if ldd "$use/consumer" | grep -iE 'python|torch'; then
     echo "a consumer links Python or PyTorch" >&2 && exit 1
   fi
