@@ -9,7 +9,7 @@
 namespace moe {
 namespace {
 
-constexpr int64_t kBlock = 64;          // floats held in registers or L1 while a row is summed
+constexpr int64_t kBlock = 64;  // floats held in registers or L1 while a row is summed
 constexpr int64_t kRowsPerTask = 16;
 constexpr int64_t kInlineWork = 1 << 15;  // multiplications below which threads cost more
 

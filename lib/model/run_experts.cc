@@ -1,0 +1,104 @@
+// The chosen experts of a chunk of rows, from one table or in waves.
+#include <algorithm>
+
+#include "core/error.h"
+#include "core/rows.h"
+#include "model/stages.h"
+#include "router/permute.h"
+
+namespace moe {
+namespace {
+
+// The chunk's pairs by expert, ascending. Slots are filled in by the wave.
+std::span<ExpertGroup> make_groups(LayerForward& f, Chunk chunk) {
+  const int32_t experts = f.layer.spec.router.num_experts;
+  const std::span<int64_t> first = f.work.first_pair;
+  group_pairs(f.work.ids.data() + chunk.first * f.top_k, chunk.count * f.top_k, experts,
+              first.data(), f.work.pairs.data());
+  size_t groups = 0;
+  for (int32_t e = 0; e < experts; ++e) {
+    const int64_t begin = first[static_cast<size_t>(e)], end = first[static_cast<size_t>(e) + 1];
+    if (end > begin) f.work.groups[groups++] = {nullptr, e, begin, end - begin};
+  }
+  return f.work.groups.first(groups);
+}
+
+Status run_wave(LayerForward& f, Chunk chunk, std::span<const ExpertGroup> groups) {
+  const LayerSpec& spec = f.layer.spec;
+  ExpertBatch batch;
+  batch.hidden = rows_of(f.hidden, chunk.first, chunk.count);
+  batch.top_k = f.top_k;
+  batch.groups = groups;
+  batch.pairs = f.work.pairs.data();
+  if (spec.router.weight_on_input)
+    batch.input_weights = f.work.weights.data() + chunk.first * f.top_k;
+  batch.out = f.work.rows.data();
+  return run_groups(f, *f.layer.routed.gemm, spec.expert, batch);
+}
+
+// Takes the wave's groups out of `groups`, whose rest stays in order. Both ascend in expert.
+std::span<ExpertGroup> take_wave(LayerForward& f, std::span<ExpertGroup>* groups) {
+  size_t taken = 0, left = 0;
+  for (ExpertGroup& group : *groups) {
+    if (taken < f.wave.members.size() && f.wave.members[taken].expert == group.expert) {
+      f.work.wave_groups[taken] = group;
+      f.work.wave_groups[taken].slot = f.wave.members[taken].slot;
+      ++taken;
+    } else {
+      (*groups)[left++] = group;
+    }
+  }
+  *groups = groups->first(left);
+  return f.work.wave_groups.first(taken);
+}
+
+}  // namespace
+
+Status run_groups(const LayerForward& f, const ExpertGemm& gemm, const ExpertSpec& spec,
+                  ExpertBatch batch) {
+  batch.executor = &f.services.executor();
+  batch.workspace = f.work.scratch;
+  if (f.execution == Execution::grouped) return gemm.run(spec, batch);
+  const std::span<const ExpertGroup> groups = batch.groups;
+  for (size_t g = 0; g < groups.size(); ++g) {
+    batch.groups = groups.subspan(g, 1);
+    MOE_RETURN_IF_ERROR(gemm.run(spec, batch));
+  }
+  return {};
+}
+
+Status run_resident(LayerForward& f, const ExpertTable& table, Chunk chunk) {
+  StageTimer timer(f.services.clock(), f.report.experts_ns);
+  const std::span<ExpertGroup> groups = make_groups(f, chunk);
+  for (ExpertGroup& group : groups)
+    group.slot = table.experts[static_cast<size_t>(group.expert)].slot;
+  return run_wave(f, chunk, groups);
+}
+
+void tell_eviction_policy(LayerForward& f) {
+  const int32_t experts = f.layer.spec.router.num_experts;
+  std::fill(f.work.seen.begin(), f.work.seen.end(), uint8_t{0});
+  size_t count = 0;  // in the order of first use
+  for (int32_t id : f.work.ids) {
+    if (id < 0 || id >= experts || f.work.seen[static_cast<size_t>(id)]) continue;
+    f.work.seen[static_cast<size_t>(id)] = 1;
+    f.work.needed[count++] = id;
+  }
+  f.store.accessed(f.layer, f.work.needed.first(count));
+}
+
+Status run_paged(LayerForward& f, Chunk chunk) {
+  StageTimer timer(f.services.clock(), f.report.experts_ns);
+  std::span<ExpertGroup> groups = make_groups(f, chunk);
+  while (!groups.empty()) {
+    for (size_t g = 0; g < groups.size(); ++g) f.work.needed[g] = groups[g].expert;
+    MOE_RETURN_IF_ERROR(
+        f.store.acquire(f.layer, f.work.needed.first(groups.size()), f.deadline_at_ns, &f.wave));
+    const Status status = run_wave(f, chunk, take_wave(f, &groups));
+    f.store.release(f.layer, &f.wave);
+    MOE_RETURN_IF_ERROR(status);
+  }
+  return {};
+}
+
+}  // namespace moe

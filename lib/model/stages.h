@@ -1,0 +1,47 @@
+// The stages that layer.cc strings together. Each adds its time to the forward's report.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "model/layer.h"
+
+namespace moe {
+
+// Rows [first, first + count) of a batch.
+struct Chunk {
+  int64_t first = 0;
+  int64_t count = 0;
+};
+
+// Fills work.ids and work.weights for the whole batch: the host's routing, its router, or ours.
+Status route(LayerForward& f, const LayerBlock& block);
+
+// Fill work.rows with what the chunk's chosen experts make of its rows.
+Status run_resident(LayerForward& f, const ExpertTable& table, Chunk chunk);
+Status run_paged(LayerForward& f, Chunk chunk);  // in waves; nothing is held between two of them
+
+// Once per forward of a paged layer, before run_paged(): what the batch is going to use.
+void tell_eviction_policy(LayerForward& f);
+
+// Fills work.shared_rows and work.shared_gate.
+Status run_shared(LayerForward& f, const LayerBlock& block, Chunk chunk);
+
+// `gemm` on `batch` with the forward's threads and scratch: all groups at once, or one by one.
+Status run_groups(const LayerForward& f, const ExpertGemm& gemm, const ExpertSpec& spec,
+                  ExpertBatch batch);
+
+// Adds the time since construction to a counter.
+class StageTimer {
+ public:
+  StageTimer(const Clock& clock, int64_t& total)
+      : clock_(clock), total_(total), start_(clock.now_ns()) {}
+  ~StageTimer() { total_ += clock_.now_ns() - start_; }
+
+ private:
+  const Clock& clock_;
+  int64_t& total_;
+  int64_t start_;
+};
+
+}  // namespace moe
