@@ -1,13 +1,12 @@
 // The CPU backend people run. run() goes in three steps, each shared among the executor's threads:
 //
-//   gather    the rows of each expert, as f32, cut into tiles of up to kernels.max_rows rows; a
-//   tile
-//             is stored [inputs][rows], so that a kernel reads it front to back
-//   gate_up   panel pair by panel pair: products, bias, activation -> tiles again
-//   down      panel pair by panel pair: products, bias -> batch.out
+//   gather    the rows of each expert as f32, cut into tiles of at most kernels.max_rows rows, each
+//             stored [inputs][rows], so that a kernel reads it front to back
+//   gate_up   panel pair by panel pair: products, bias, activation; the results are tiles again
+//   down      panel pair by panel pair: products, bias, batch.out
 //
-// A task is one panel pair of one expert for up to kChunkTiles tiles: weights are read once per
-// task and stay in the cache for its tiles.
+// A task of the last two is one panel pair of one expert for a chunk of up to kChunkTiles tiles:
+// weights come from memory once per task and stay in the cache for all of its tiles.
 #include "gemm/cpu_gemm.h"
 
 #include <algorithm>
@@ -24,10 +23,8 @@ namespace moe::cpu {
 namespace {
 
 constexpr int64_t kChunkTiles = 10;
-constexpr int64_t kMostTileRows = 12;
-constexpr int64_t kGatherBlock = 64;  // inputs transposed at a time
-constexpr int64_t kSmallGather =
-    32768;  // elements: waking threads for less costs more than it saves
+constexpr int64_t kGatherBlock = 64;     // inputs transposed at a time
+constexpr int64_t kSmallGather = 32768;  // elements; for fewer, waking threads costs more
 
 // What lies before a group in the batch. One more than there are groups, in the workspace.
 struct GroupStart {
@@ -49,11 +46,11 @@ struct Workspace {
   }
 };
 
-// A tile's rows and where they are.
+// Some tiles of one group.
 struct Chunk {
   const ExpertGroup* group;
   Tiles tiles;
-  int64_t first_row;  // of the group, among the rows of the batch
+  int64_t group_row;  // first row of the group among all rows of the batch
   int64_t first_tile;
   int64_t tile_count;
 };
@@ -96,7 +93,7 @@ class Run {
  private:
   Tiles tiles_of(const ExpertGroup& group) const { return {group.count, kernels_.max_rows}; }
 
-  // The last group whose `field` times `scale` is at most `value`.
+  // The last group that starts at or before `value`, counted in `field`.
   size_t group_at(int64_t GroupStart::*field, int64_t value) const {
     const GroupStart *begin = starts_, *end = begin + batch_.groups.size() + 1;
     const GroupStart* after = std::upper_bound(
@@ -124,7 +121,7 @@ class Run {
     const int64_t first = tiles.first_row(tile);
     const int64_t* pairs = batch_.pairs + batch_.groups[g].first + first;
     float* out = x_ + (starts_[g].row + first) * at_.hidden_inputs;
-    float block[kMostTileRows][kGatherBlock];
+    float block[kMaxTileRows][kGatherBlock];
     for (int64_t begin = 0; begin < spec_.hidden; begin += kGatherBlock) {
       const int64_t count = std::min(kGatherBlock, spec_.hidden - begin);
       for (int64_t r = 0; r < rows; ++r) load_pair(batch_, pairs[r], begin, count, block[r]);
@@ -136,13 +133,13 @@ class Run {
 
   void multiply(const Chunk& chunk, const std::byte* panels, int64_t inputs, const float* x,
                 float* sums) const {
-    const int64_t row = chunk.first_row + chunk.tiles.first_row(chunk.first_tile);
+    const int64_t row = chunk.group_row + chunk.tiles.first_row(chunk.first_tile);
     multiply_(
         {panels, inputs, x + row * inputs, chunk.tiles, chunk.first_tile, chunk.tile_count, sums});
   }
 
   void gate_up(int64_t task) const {
-    alignas(64) float sums[kChunkTiles * kMostTileRows * kPair];
+    alignas(64) float sums[kChunkTiles * kMaxTileRows * kPair];
     int64_t pair;
     const Chunk chunk = chunk_of(task, at_.gate_up_pairs, &pair);
     const std::byte* slot = chunk.group->slot;
@@ -153,7 +150,7 @@ class Run {
     for (int64_t t = chunk.first_tile; t < chunk.first_tile + chunk.tile_count; ++t) {
       const int64_t rows = chunk.tiles.size(t);
       float* tile =
-          activations_ + (chunk.first_row + chunk.tiles.first_row(t)) * at_.intermediate_inputs;
+          activations_ + (chunk.group_row + chunk.tiles.first_row(t)) * at_.intermediate_inputs;
       for (int64_t r = 0; r < rows; ++r, row += kPair) activate(row, bias, pair, tile + r, rows);
     }
   }
@@ -170,7 +167,7 @@ class Run {
   }
 
   void down(int64_t task) const {
-    alignas(64) float sums[kChunkTiles * kMostTileRows * kPair];
+    alignas(64) float sums[kChunkTiles * kMaxTileRows * kPair];
     int64_t pair;
     const Chunk chunk = chunk_of(task, at_.down_pairs, &pair);
     const std::byte* slot = chunk.group->slot;
@@ -232,6 +229,8 @@ class CpuGemm final : public ExpertGemm {
 
   size_t workspace_bytes(const ExpertSpec& spec, int64_t pairs, int64_t groups,
                          int) const noexcept override {
+    constexpr int64_t kMost = int64_t{1} << 31;  // times 2^29 inputs and 4 bytes: below 2^63
+    if (pairs < 0 || pairs > kMost || groups < 0 || groups > kMost) return SIZE_MAX;
     return static_cast<size_t>(Workspace(sections(spec), pairs, groups).bytes);
   }
 

@@ -28,6 +28,7 @@ constexpr int kPanelVectors = kPanel / kLanes;
 // Accumulators that stay in registers beside the weights and one input.
 constexpr int kRegisters = HWY_TARGET == HWY_AVX2 ? 12 : 24;
 constexpr int kMaxRows = kRegisters / (kLanes < 16 ? kPanelVectors : 2);
+static_assert(kMaxRows <= kMaxTileRows);
 
 HWY_INLINE V set(float value) { return hn::Set(D(), value); }
 

@@ -67,6 +67,9 @@ constexpr Sections sections(const ExpertSpec& spec) {
   return s;
 }
 
+// No instruction set has registers for more.
+inline constexpr int64_t kMaxTileRows = 12;
+
 // `rows` rows cut into the fewest tiles of at most `most` rows, as even as possible: a last tile of
 // one row would cost as much weight traffic as a full one.
 struct Tiles {

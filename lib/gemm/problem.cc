@@ -47,7 +47,6 @@ Status check_cpu_batch(const ExpertSpec& spec, const ExpertBatch& batch, size_t 
     return invalid_argument(place, "hidden is {}; wanted f32, bf16 or f16",
                             to_string(hidden.dtype));
   if (batch.top_k < 1) return invalid_argument(place, "top_k is {}; wanted >= 1", batch.top_k);
-  const int64_t all_pairs = hidden.shape[0] * batch.top_k;
   for (const ExpertGroup& group : batch.groups) {
     const Place where = {.expert = group.expert, .phase = Phase::compute};
     if (group.count < 0 || group.first < 0)
@@ -55,9 +54,9 @@ Status check_cpu_batch(const ExpertSpec& spec, const ExpertBatch& batch, size_t 
     if (group.count > 0 && (!group.slot || !batch.pairs || !batch.out || !hidden.data))
       return invalid_argument(where, "slot, pairs, out or hidden is null for {} rows", group.count);
     for (int64_t i = group.first; i < group.first + group.count; ++i)
-      if (batch.pairs[i] < 0 || batch.pairs[i] >= all_pairs)
-        return invalid_argument(where, "pair {} is out of range; {} rows of top_k {} have {}",
-                                batch.pairs[i], hidden.shape[0], batch.top_k, all_pairs);
+      if (batch.pairs[i] < 0 || batch.pairs[i] / batch.top_k >= hidden.shape[0])
+        return invalid_argument(where, "pair {} is out of range; hidden has {} rows of top_k {}",
+                                batch.pairs[i], hidden.shape[0], batch.top_k);
   }
   if (batch.workspace.size() < workspace_bytes)
     return invalid_argument(place, "workspace has {} bytes; workspace_bytes() says {}",

@@ -40,7 +40,8 @@ void expert_forward_reference(const ReferenceExpert& expert, const double* x, do
 // The block's output for rows that are already routed: the weighted sum in ascending expert index,
 // zero experts and the shared expert included. `hidden` is (tokens, hidden) of any float type,
 // `out` (tokens, hidden). Holds one expert in memory at a time. Exported for the program `moe`.
-MOE_API Status block_forward_reference(const WeightSource& source, int32_t layer, const TensorView& hidden,
-                               const Routing& routing, double* out);
+MOE_API Status block_forward_reference(const WeightSource& source, int32_t layer,
+                                       const TensorView& hidden, const Routing& routing,
+                                       double* out);
 
 }  // namespace moe

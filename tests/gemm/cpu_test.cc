@@ -6,6 +6,7 @@
 #include "gemm/cpu_gemm.h"
 #include "gemm/cpu_layout.h"
 #include "gemm/problems.h"
+#include "model/allocations.h"
 #include "quant/half.h"
 
 using namespace moe;
@@ -70,6 +71,35 @@ TEST_CASE("same bits for 1, 2, 3 and 8 threads, and one expert after the other",
     };
     CHECK(workspace(217, 1) < workspace(217 * 2, 3));  // sequential needs one expert's rows
   }
+}
+
+TEST_CASE("run() allocates nothing", "[gemm][mission-36]") {
+  const auto gemm = cpu::make_gemm(cpu::best_kernels());
+  auto executor = make_executor(2);
+  REQUIRE(executor.ok());
+  const Prepared prepared = prepare(odd_problem(FormatKind::bf16));
+  const Slots slots(*gemm, prepared);
+  std::vector<ExpertGroup> groups = prepared.groups;
+  for (ExpertGroup& group : groups) group.slot = slots.slot(group.expert);
+  const auto pairs = static_cast<int64_t>(prepared.pairs.size());
+  const size_t bytes =
+      gemm->workspace_bytes(prepared.problem.spec, pairs, static_cast<int64_t>(groups.size()), 2);
+  struct alignas(64) Line {
+    std::byte bytes[64];
+  };
+  std::vector<Line> workspace(bytes / sizeof(Line) + 1);
+  std::vector<float> out(prepared.ids.size() * prepared.problem.spec.hidden);
+  const ExpertBatch batch{.hidden = prepared.hidden_view(),
+                          .top_k = prepared.problem.top_k,
+                          .groups = groups,
+                          .pairs = prepared.pairs.data(),
+                          .out = out.data(),
+                          .executor = executor->get(),
+                          .workspace = {workspace[0].bytes, bytes}};
+  const int64_t before = allocations();
+  const bool ok = gemm->run(prepared.problem.spec, batch).ok();
+  CHECK(allocations() == before);
+  CHECK(ok);
 }
 
 TEST_CASE("a row alone and among others has the same bits", "[gemm][mission-30]") {
