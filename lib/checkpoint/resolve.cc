@@ -52,6 +52,15 @@ FormatKind format_of(DType type) {
                               : FormatKind::bf16;
 }
 
+// What quantised formats put behind a tensor's name, with or without its ".weight".
+constexpr std::pair<std::string_view, std::string_view> kQuantisedNames[] = {
+    {".qweight", "awq or gptq"},
+    {".weight_packed", "compressed-tensors"},
+    {"_packed", "compressed-tensors"},
+    {"_blocks", "mxfp4"},
+    {".blocks", "mxfp4"},
+};
+
 // Names that were looked for in vain; a long list is cut short, but counted.
 class Missing {
  public:
@@ -161,6 +170,7 @@ class Resolver {
     for (int32_t expert = 0; expert < copies; ++expert) {
       const Tensor* tensor = find(*tensors, rule, expert);
       if (!tensor) {
+        MOE_RETURN_IF_ERROR(check_not_quantised());
         missing_.add(name_);
         continue;
       }
@@ -177,6 +187,20 @@ class Resolver {
                                 tensor->name, tensor->file, shape_text(tensor->shape),
                                 shape_text(wanted), rule.axes);
     }
+    return {};
+  }
+
+  // Whether what is missing under `name_` is there in a quantised format's names.
+  Status check_not_quantised() const {
+    const std::string_view base = std::string_view(name_).substr(0, name_.rfind(".weight"));
+    for (const auto& [suffix, format] : kQuantisedNames)
+      for (std::string_view stem : {std::string_view(name_), base})
+        if (const Tensor* tensor = directory_.find(fmt::format("{}{}", stem, suffix)))
+          return error(StatusCode::unimplemented,
+                       {.file = tensor->file, .tensor = tensor->name, .phase = Phase::open},
+                       "{} is missing, but {} in {} is present: the checkpoint is quantised ({}), "
+                       "which is not supported yet; use the bf16, f16 or f32 version of the model",
+                       name_, tensor->name, tensor->file, format);
     return {};
   }
 
