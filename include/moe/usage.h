@@ -1,0 +1,110 @@
+// What routers chose: tokens per expert, and which experts were chosen together. Recorded by a
+// runtime, or read from the files that other engines write. Needs nothing else of the library.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "moe/export.h"
+#include "moe/status.h"
+
+namespace moe {
+
+// A weighted collection of sets of experts. Plain data; an index is a set.
+struct MOE_API ExpertSets {
+  std::vector<int64_t> first = {0};  // (sets + 1): where each set begins in `experts`
+  std::vector<int32_t> experts;      // ascending within a set
+  std::vector<double> counts;        // (sets)
+
+  int64_t size() const { return static_cast<int64_t>(counts.size()); }
+  std::span<const int32_t> operator[](int64_t set) const {
+    return {experts.data() + first[set], static_cast<size_t>(first[set + 1] - first[set])};
+  }
+  // `set` is distinct and ascending.
+  void add(std::span<const int32_t> set, double count);
+  double total() const;  // sum of counts
+};
+
+// One layer's usage. Any part may be absent (empty), but for `tokens`.
+struct LayerUsage {
+  int32_t layer = -1;          // the index in its file or model
+  std::vector<double> tokens;  // (experts): tokens that chose each expert
+  std::vector<float> steps;    // (steps, experts): the same, step by step
+  ExpertSets sets;             // the top-k subsets and how many tokens chose each
+
+  int32_t experts() const { return static_cast<int32_t>(tokens.size()); }
+};
+
+struct UsageTrace {
+  int32_t top_k = 0;  // experts per token; 0: not known
+  std::vector<LayerUsage> layers;
+};
+
+// ok, or invalid_argument naming the layer and what is wrong with it: a negative or non-finite
+// count, an expert out of range, a set that does not ascend.
+MOE_API Status validate(const UsageTrace& usage);
+
+// The most frequent sets that together hold at least `coverage` (in (0, 1]) of all counts; most
+// frequent first, equal counts in their old order.
+MOE_API ExpertSets prune(const ExpertSets& sets, double coverage);
+
+struct UsageFileOptions {
+  int32_t experts = 0;    // per layer, for files that do not say; 0: the highest index seen, plus 1
+  double coverage = 1.0;  // of the sets that are kept
+};
+
+// Reads what other engines record. The content says which it is:
+//   {"logical_count": [[...]]}             SGLang; (layers, experts) or (steps, layers, experts)
+//   CSV with columns layer,e0,e1,...       one token a row
+//   CSV with layer,expert,count            tokens per expert
+//   CSV with layer,expert_a,expert_b,count pairs
+//   JSON lines with "layer" and "experts"  vLLM; one token a line
+//   {"format": "moe-usage-1", ...}         what write_usage() writes
+// Layers without any token (dense ones) are left out. `name` is for messages.
+MOE_API Result<UsageTrace> parse_usage(std::string_view text, std::string_view name = {},
+                                       const UsageFileOptions& options = {});
+MOE_API Result<UsageTrace> read_usage(std::string_view path, const UsageFileOptions& options = {});
+
+// The library's own format, JSON. What parse_usage() reads back is equal.
+MOE_API std::string write_usage(const UsageTrace& usage);
+
+struct UsageWindowOptions {
+  int32_t steps = 1000;      // that the window holds
+  bool keep_steps = false;   // snapshot() carries LayerUsage::steps
+  int64_t max_sets = 65536;  // distinct sets per layer; 0: do not record sets
+};
+
+// The usage of the last steps, as EPLB's sliding window. Not safe for concurrent use.
+// record() allocates nothing once every distinct set has been seen or max_sets is reached.
+class MOE_API UsageWindow {
+ public:
+  static Result<UsageWindow> create(int32_t layers, int32_t experts, int32_t top_k,
+                                    const UsageWindowOptions& options = {});
+  UsageWindow(UsageWindow&&) noexcept;
+  UsageWindow& operator=(UsageWindow&&) noexcept;
+  ~UsageWindow();
+
+  // Adds to the step in progress: ids (tokens, top_k) as the router gave them, -1 where a token has
+  // no expert.
+  Status record(int32_t layer, std::span<const int32_t> ids);
+  // The same, counted already: (experts).
+  Status record_counts(int32_t layer, std::span<const int64_t> tokens);
+
+  // Ends the step; the oldest one leaves the window. Sets fade: once a window's steps have passed,
+  // their counts are halved.
+  void advance();
+
+  int64_t steps() const noexcept;  // in the window: at most options.steps
+  UsageTrace snapshot() const;
+
+ private:
+  struct Impl;
+  explicit UsageWindow(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace moe

@@ -1,0 +1,55 @@
+#include <cmath>
+#include <fstream>
+#include <numeric>
+#include <sstream>
+
+#include "placement/text.h"
+#include "placement/usage_builder.h"
+
+namespace moe {
+namespace {
+
+using Parser = Result<UsageTrace> (*)(std::string_view, const UsageFileOptions&);
+
+// JSON lines are several objects; anything else that begins with a brace is one.
+Parser parser_of(std::string_view text) {
+  if (!text.starts_with('{')) return placement::parse_usage_csv;
+  const std::string_view line = text.substr(0, text.find('\n'));
+  const auto has = [&](std::string_view key) { return line.find(key) != line.npos; };
+  if (has("\"experts\"") && !has("\"logical_count\"")) return placement::parse_usage_lines;
+  return placement::parse_usage_json;
+}
+
+bool is_dense(const LayerUsage& layer) {
+  return std::accumulate(layer.tokens.begin(), layer.tokens.end(), 0.0) == 0;
+}
+
+}  // namespace
+
+Result<UsageTrace> parse_usage(std::string_view text, std::string_view name,
+                               const UsageFileOptions& options) {
+  return guarded({.file = name, .phase = Phase::plan}, [&]() -> Result<UsageTrace> {
+    const Place place{.file = name, .phase = Phase::plan};
+    if (!(options.coverage > 0 && options.coverage <= 1))
+      return invalid_argument(place, "coverage is {}; wanted 0 < coverage <= 1", options.coverage);
+    text = placement::trimmed(text);
+    Result<UsageTrace> trace = parser_of(text)(text, options);
+    if (!trace.ok()) return trace.status().at(place);
+    std::erase_if(trace->layers, is_dense);
+    if (trace->layers.empty()) return invalid_argument(place, "no layer has any tokens");
+    if (Status status = validate(*trace); !status.ok()) return status.at(place);
+    return trace;
+  });
+}
+
+Result<UsageTrace> read_usage(std::string_view path, const UsageFileOptions& options) {
+  return guarded({.file = path, .phase = Phase::plan}, [&]() -> Result<UsageTrace> {
+    std::ifstream file{std::string(path), std::ios::binary};
+    std::ostringstream text;
+    if (!file || !(text << file.rdbuf()))
+      return error(StatusCode::not_found, {.file = path, .phase = Phase::plan}, "cannot be read");
+    return parse_usage(text.view(), path, options);
+  });
+}
+
+}  // namespace moe
