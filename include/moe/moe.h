@@ -1,6 +1,7 @@
 // Everything at once.
 #pragma once
 
+#include "moe/balance.h"
 #include "moe/checkpoint.h"
 #include "moe/communicator.h"
 #include "moe/eviction.h"
@@ -9,11 +10,15 @@
 #include "moe/host.h"
 #include "moe/metrics.h"
 #include "moe/model.h"
+#include "moe/placement.h"
+#include "moe/rebalance.h"
+#include "moe/replica_choice.h"
 #include "moe/router.h"
 #include "moe/simulate.h"
 #include "moe/status.h"
 #include "moe/stream.h"
 #include "moe/tensor.h"
 #include "moe/trace.h"
+#include "moe/usage.h"
 #include "moe/version.h"
 #include "moe/weights.h"

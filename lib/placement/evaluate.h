@@ -1,0 +1,33 @@
+// What evaluate() does to one layer, for strategies that compare candidates.
+#pragma once
+
+#include "placement/layer.h"
+
+namespace moe::placement {
+
+// The parts that do not depend on the placement, drawn once.
+struct Samples {
+  ExpertSets tokens;  // for rows
+  ExpertSets steps;   // for active experts
+};
+Samples draw_samples(const LayerProblem& layer);
+std::vector<Samples> draw_samples(const PlacementProblem& problem);  // valid; one per layer
+
+// (ranks): tokens, copies sharing evenly.
+std::vector<double> rank_tokens(const LayerProblem& layer, const LayerPlacement& placement);
+
+// Mean over steps of the fewest experts on the busiest rank.
+double mean_active(const LayerProblem& layer, const LayerPlacement& placement,
+                   const ExpertSets& steps);
+
+LayerPrediction predict(const LayerProblem& layer, const LayerPlacement& placement,
+                        const Samples& samples);
+
+// Of one layer; what a sum over layers is to make small.
+double value_of(Objective objective, const LayerProblem& layer, const LayerPlacement& placement,
+                const Samples& samples);
+
+// The problem's objective; automatic: what limits most layers if all were even.
+Objective resolved_objective(const PlacementProblem& problem, const std::vector<Samples>& samples);
+
+}  // namespace moe::placement
