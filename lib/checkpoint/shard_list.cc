@@ -6,6 +6,7 @@
 #include <set>
 #include <system_error>
 
+#include "core/file.h"
 #include "core/json.h"
 
 namespace moe {
@@ -50,9 +51,7 @@ Result<Listing> list(const std::string& directory) {
         name.ends_with(".pth"))
       listing.other_weights = name;
   }
-  if (failure)
-    return error(StatusCode::unavailable, place, "{}: cannot list the directory: {}; try again",
-                 directory, failure.message());
+  if (failure) return errno_status(failure.value(), "list", directory).at(place);
   return listing;
 }
 

@@ -1,17 +1,19 @@
 // A synthetic model on disk: shards, index, and config.json last, so that a directory that was left
 // half written is no checkpoint.
-#include <cerrno>
-#include <cstdio>
 #include <filesystem>
-#include <memory>
+#include <string>
 #include <system_error>
+#include <utility>
+#include <vector>
 
 #include <fmt/format.h>
 
 #include "checkpoint/synthetic_model.h"
+#include "checkpoint/write_safetensors.h"
 #include "core/error.h"
 #include "core/file.h"
 #include "core/json.h"
+#include "core/new_file.h"
 #include "moe/checkpoint.h"
 
 namespace moe {
@@ -21,52 +23,8 @@ namespace fs = std::filesystem;
 
 constexpr int64_t kPiece = int64_t{4} << 20;
 
-// A file that appears under its name when commit() is called, and not at all otherwise.
-class NewFile {
- public:
-  static Result<NewFile> create(fs::path path) {
-    NewFile file;
-    file.path_ = std::move(path);
-    file.file_.reset(std::fopen(file.temporary().c_str(), "wb"));
-    if (!file.file_) return errno_status(errno, "create", file.temporary().string());
-    return file;
-  }
-  NewFile(NewFile&&) = default;
-  ~NewFile() {
-    if (!file_) return;
-    file_.reset();
-    std::error_code ignored;
-    fs::remove(temporary(), ignored);
-  }
-
-  Status write(const void* data, size_t bytes) {
-    if (std::fwrite(data, 1, bytes, file_.get()) == bytes) return {};
-    return errno_status(errno, "write", temporary().string());
-  }
-  Status write(std::string_view text) { return write(text.data(), text.size()); }
-
-  Status commit() {
-    if (std::fflush(file_.get()) != 0) return errno_status(errno, "write", temporary().string());
-    std::error_code failed;
-    fs::rename(temporary(), path_, failed);
-    if (failed) return errno_status(failed.value(), "rename", temporary().string());
-    file_.reset();
-    return {};
-  }
-
- private:
-  struct Close {
-    void operator()(std::FILE* file) const { std::fclose(file); }
-  };
-  NewFile() = default;
-  fs::path temporary() const { return path_.string() + ".part"; }
-
-  fs::path path_;
-  std::unique_ptr<std::FILE, Close> file_;
-};
-
 Status write_text(const fs::path& path, std::string_view text) {
-  MOE_ASSIGN_OR_RETURN(NewFile file, NewFile::create(path));
+  MOE_ASSIGN_OR_RETURN(NewFile file, NewFile::create(path.string()));
   MOE_RETURN_IF_ERROR(file.write(text));
   return file.commit();
 }
@@ -138,13 +96,9 @@ class Writer {
   }
 
   Status write_shard(const Shard& shard) {
-    MOE_ASSIGN_OR_RETURN(NewFile file, NewFile::create(directory_ / shard.name));
-    const std::string header = this->header(shard);
-    char length[8];
-    for (int byte = 0; byte < 8; ++byte)
-      length[byte] = static_cast<char>(header.size() >> 8 * byte);
-    MOE_RETURN_IF_ERROR(file.write(length, sizeof length));
-    MOE_RETURN_IF_ERROR(file.write(header));
+    MOE_ASSIGN_OR_RETURN(const std::string head, this->head(shard));
+    MOE_ASSIGN_OR_RETURN(NewFile file, NewFile::create((directory_ / shard.name).string()));
+    MOE_RETURN_IF_ERROR(file.write(head));
     for (size_t i = shard.first; i < shard.last; ++i)
       MOE_RETURN_IF_ERROR(write_tensor(tensors_[i], &file));
     return file.commit();
@@ -165,25 +119,11 @@ class Writer {
     return {};
   }
 
-  std::string header(const Shard& shard) const {
-    JsonWriter json;
-    json.begin_object();
-    json.key("__metadata__").begin_object().key("format").value("pt").end_object();
-    int64_t offset = 0;
-    for (size_t i = shard.first; i < shard.last; ++i) {
-      const SyntheticTensor& tensor = tensors_[i];
-      json.key(tensor.name).begin_object();
-      json.key("dtype").value(to_safetensors(tensor.dtype));
-      json.key("shape").begin_array();
-      for (int axis = 0; axis < tensor.shape.rank; ++axis) json.value(tensor.shape[axis]);
-      json.end_array().key("data_offsets").begin_array();
-      json.value(offset).value(offset + tensor.bytes()).end_array().end_object();
-      offset += tensor.bytes();
-    }
-    json.end_object();
-    std::string text = json.text();
-    text.resize((text.size() + 7) / 8 * 8, ' ');
-    return text;
+  Result<std::string> head(const Shard& shard) const {
+    std::vector<SafetensorsEntry> entries;
+    for (size_t i = shard.first; i < shard.last; ++i)
+      entries.push_back({tensors_[i].name, tensors_[i].dtype, tensors_[i].shape});
+    return safetensors_head(entries, "pt");
   }
 
   std::string index() const {
