@@ -19,20 +19,31 @@ namespace {
 std::atomic<int64_t> allocated{0}, peak{0};
 }  // namespace
 
-// Every allocation of this program is counted, those of simdjson too.
-void* operator new(size_t bytes) {
+// Every allocation of this program is counted, those of simdjson too. All forms are replaced, as
+// sanitizers bring their own of each.
+void* operator new(size_t bytes, const std::nothrow_t&) noexcept {
   void* memory = std::malloc(bytes ? bytes : 1);
-  if (!memory) throw std::bad_alloc();
   const int64_t now = allocated += static_cast<int64_t>(malloc_usable_size(memory));
   for (int64_t seen = peak; now > seen && !peak.compare_exchange_weak(seen, now);) {
   }
   return memory;
 }
+void* operator new(size_t bytes) {
+  void* memory = operator new(bytes, std::nothrow);
+  if (!memory) throw std::bad_alloc();
+  return memory;
+}
+void* operator new[](size_t bytes) { return operator new(bytes); }
+void* operator new[](size_t bytes, const std::nothrow_t& tag) noexcept {
+  return operator new(bytes, tag);
+}
 void operator delete(void* memory) noexcept {
-  if (memory) allocated -= static_cast<int64_t>(malloc_usable_size(memory));
+  allocated -= static_cast<int64_t>(malloc_usable_size(memory));
   std::free(memory);
 }
 void operator delete(void* memory, size_t) noexcept { operator delete(memory); }
+void operator delete[](void* memory) noexcept { operator delete(memory); }
+void operator delete[](void* memory, size_t) noexcept { operator delete(memory); }
 
 using namespace moe;
 using namespace moe::test;
