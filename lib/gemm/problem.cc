@@ -12,6 +12,8 @@ bool needs_gate(Activation activation) {
   return activation == Activation::swiglu_oai || activation == Activation::swiglu_step;
 }
 
+bool aligned(const std::byte* memory) { return reinterpret_cast<uintptr_t>(memory) % 64 == 0; }
+
 }  // namespace
 
 Status check_spec(const ExpertSpec& spec) {
@@ -53,6 +55,7 @@ Status check_cpu_batch(const ExpertSpec& spec, const ExpertBatch& batch, size_t 
       return invalid_argument(where, "group has rows [{}, +{})", group.first, group.count);
     if (group.count > 0 && (!group.slot || !batch.pairs || !batch.out || !hidden.data))
       return invalid_argument(where, "slot, pairs, out or hidden is null for {} rows", group.count);
+    if (!aligned(group.slot)) return invalid_argument(where, "slot is not aligned to 64 bytes");
     for (int64_t i = group.first; i < group.first + group.count; ++i)
       if (batch.pairs[i] < 0 || batch.pairs[i] / batch.top_k >= hidden.shape[0])
         return invalid_argument(where, "pair {} is out of range; hidden has {} rows of top_k {}",
@@ -61,7 +64,7 @@ Status check_cpu_batch(const ExpertSpec& spec, const ExpertBatch& batch, size_t 
   if (batch.workspace.size() < workspace_bytes)
     return invalid_argument(place, "workspace has {} bytes; workspace_bytes() says {}",
                             batch.workspace.size(), workspace_bytes);
-  if (reinterpret_cast<uintptr_t>(batch.workspace.data()) % 64 != 0)
+  if (!aligned(batch.workspace.data()))
     return invalid_argument(place, "workspace is not aligned to 64 bytes");
   return {};
 }

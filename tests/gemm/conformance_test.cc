@@ -167,6 +167,11 @@ TEST_CASE("a wrong batch is refused and nothing is written", "[gemm][mission-121
     bad = good;
     bad.pairs = wild.data();
     CHECK(refused(bad));
+    ExpertGroup odd = group;
+    odd.slot += 4;
+    bad = good;
+    bad.groups = {&odd, 1};
+    CHECK(refused(bad));
     bad = good;
     bad.workspace = {workspace + 1, sizeof workspace - 64};
     CHECK((refused(bad) || gemm->workspace_bytes(prepared.problem.spec, 10, 1, 1) == 0));
