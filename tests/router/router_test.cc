@@ -1,35 +1,17 @@
-// The Router interface: logits, types, strides, threads, options, errors, and a router of one's
-// own.
+// The Router interface: logits, types, strides, threads, options, errors, and one of one's own.
 #include "moe/router.h"
 
-#include <cstdlib>
-#include <functional>
-#include <new>
 #include <random>
 #include <string>
 
 #include "catch.h"
+#include "model/allocations.h"
 #include "quant/half.h"
 #include "router/cpu_router.h"
 #include "run_router.h"
 
 using namespace moe;
 using namespace moe::test;
-
-namespace {
-thread_local int64_t allocations = 0;
-}
-void* operator new(size_t bytes) {
-  ++allocations;
-  if (void* memory = std::malloc(bytes)) return memory;
-  throw std::bad_alloc();
-}
-void* operator new(size_t bytes, const std::nothrow_t&) noexcept {
-  ++allocations;
-  return std::malloc(bytes);
-}
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 namespace {
 
@@ -271,9 +253,9 @@ TEST_CASE("routing allocates nothing", "[router]") {
   RouteInput input{.hidden = x.view(), .workspace = workspace.span(bytes)};
   RouteCounts counts;
   for (int repeat = 0; repeat < 2; ++repeat) {
-    const int64_t before = allocations;
+    const int64_t before = allocations();
     const Status status = router->route(input, {130, 8, ids.data(), out.data()}, &counts);
-    CHECK(allocations == before);
+    CHECK(allocations() == before);
     REQUIRE(status.ok());
   }
 }
