@@ -138,43 +138,53 @@ void print_text(const std::string& like, const std::string& dtype, const std::ve
                point.weight_gbs(), 100 * point.roofline_fraction(dram_gbs, fma_gflops));
 }
 
-// Enough copies of the layer that their weights pass through no cache.
-SyntheticSpec rotated(SyntheticSpec spec) {
-  const double layer =
-      3.0 * 2 * spec.experts * static_cast<double>(spec.hidden * spec.intermediate);
+// Enough copies of the layer that their weights pass through no cache, if memory allows.
+Result<SyntheticSpec> rotated(SyntheticSpec spec) {
+  const double layer = 3.0 * bits_of(spec.dtype) / 8 * spec.experts *
+                       static_cast<double>(spec.hidden) * static_cast<double>(spec.intermediate);
+  const double memory = 0.8 * static_cast<double>(available_memory());
+  if (layer > memory)
+    return Status(
+        StatusCode::resource_exhausted,
+        fmt::format("one layer takes {}, and {} are free; try --experts {}", human_bytes(layer),
+                    human_bytes(memory), static_cast<int>(spec.experts * memory / layer)));
   const double wanted = 4.0 * static_cast<double>(last_level_cache());
-  spec.layers = static_cast<int32_t>(std::clamp(std::ceil(wanted / layer), 2.0, 16.0));
+  const double copies = std::clamp(std::ceil(wanted / layer), 2.0, 16.0);
+  spec.layers = static_cast<int32_t>(std::min(copies, std::floor(memory / layer)));
   return spec;
 }
 
-Status bench(Options& options) {
-  std::string like = options.checkpoint;
-  std::unique_ptr<WeightSource> source;
-  if (options.checkpoint.empty()) {
-    if (options.spec.like.empty()) options.spec.like = "olmoe-1b-7b";
-    like = options.spec.like;
-    const SyntheticSpec spec = make_spec(options.spec);
-    Result<std::unique_ptr<WeightSource>> made =
-        make_synthetic(options.spec.layers ? spec : rotated(spec));
-    if (!made.ok()) return made.status();
-    source = *std::move(made);
-  } else {
+Result<std::unique_ptr<WeightSource>> open_source(const Options& options) {
+  if (!options.checkpoint.empty()) {
     Result<Checkpoint> opened = Checkpoint::open(options.checkpoint);
     if (!opened.ok()) return opened.status();
-    source = std::make_unique<Checkpoint>(*std::move(opened));
+    return std::make_unique<Checkpoint>(*std::move(opened));
   }
+  const SyntheticSpec spec = make_spec(options.spec);
+  if (options.spec.layers) return make_synthetic(spec);
+  const Result<SyntheticSpec> copies = rotated(spec);
+  if (!copies.ok()) return copies.status();
+  return make_synthetic(*copies);
+}
+
+Status bench(Options& options) {
+  if (options.checkpoint.empty() && options.spec.like.empty()) options.spec.like = "olmoe-1b-7b";
+  const std::string like = options.checkpoint.empty() ? options.spec.like : options.checkpoint;
+  const Result<std::unique_ptr<WeightSource>> opened = open_source(options);
+  if (!opened.ok()) return opened.status();
+  const WeightSource& source = **opened;
 
   Result<std::unique_ptr<Executor>> executor = make_executor(options.threads);
   if (!executor.ok()) return executor.status();
   ProgressBar bar("loading weights");
-  Result<Model> model = Model::create(*source, {.gemm = options.gemm,
-                                                .host = {.executor = executor->get()},
-                                                .progress = ProgressBar::update,
-                                                .progress_argument = &bar});
+  Result<Model> model = Model::create(source, {.gemm = options.gemm,
+                                               .host = {.executor = executor->get()},
+                                               .progress = ProgressBar::update,
+                                               .progress_argument = &bar});
   if (!model.ok()) return model.status();
 
   Limits limits(**executor);
-  Bench state{.source = *source, .model = *model, .limits = limits};
+  Bench state{.source = source, .model = *model, .limits = limits};
   std::vector<Point> points;
   for (const int64_t tokens : options.tokens) {
     Result<Point> point = measure(state, tokens);

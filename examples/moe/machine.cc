@@ -60,6 +60,8 @@ HWY_AFTER_NAMESPACE();
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <fstream>
+#include <string>
 
 #include <unistd.h>
 
@@ -79,6 +81,14 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 std::atomic<float> sink;  // keeps results alive
 
 }  // namespace
+
+size_t available_memory() {
+  std::ifstream file("/proc/meminfo");
+  size_t kib = 0;
+  for (std::string word; file >> word;)
+    if (word == "MemAvailable:" && file >> kib) return kib << 10;
+  return size_t{1} << 30;
+}
 
 size_t last_level_cache() {
   const long bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);

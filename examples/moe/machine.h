@@ -22,6 +22,9 @@ class Limits {
   std::vector<float> buffer_;
 };
 
+// Bytes that new memory may take without swapping; a guess of 1 GiB where the system does not say.
+size_t available_memory();
+
 // Bytes of the last-level cache; a guess of 32 MiB where the system does not say.
 size_t last_level_cache();
 

@@ -10,7 +10,7 @@ trap 'rm -rf "$work"' EXIT
 
 quietly() { "$@" >"$work/log" 2>&1 || { tail -n 40 "$work/log" | cut -c1-400 >&2; echo "failed: $*" >&2; exit 1; }; }
 build_with_cmake() {  # SOURCE BUILD OPTION...
-  quietly cmake -S "$1" -B "$2" -G Ninja -DCMAKE_BUILD_TYPE=Release "${@:3}"
+  quietly cmake -S "$1" -B "$2" -G Ninja "${@:3}"
   quietly cmake --build "$2"
 }
 
@@ -52,7 +52,7 @@ done
 
 if [ $# -eq 0 ]; then
   echo "as a subdirectory:"
-  build_with_cmake "$here/add_subdirectory" "$work/sub" -DMOE_SOURCE_DIR="$source_dir"
+  build_with_cmake "$here/add_subdirectory" "$work/sub" -DMOE_SOURCE_DIR="$source_dir" -DMOE_CUDA=OFF
   "$work/sub/consumer"
   quietly cmake --install "$work/sub" --prefix "$work/parent"
   if [ "$(cd "$work/parent" && find . -type f)" != ./bin/consumer ]; then
