@@ -14,8 +14,8 @@
 // weight 0 in its last places. By top2_sum a group with one candidate comes after all with two.
 //
 // Keys are f32; without a selection bias, scores that round alike are ordered by their logits.
-// Weights are correct to 1 ulp of f32. Where the divisor of a normalisation is 0 the weights stay as
-// they are. Every CPU and GPU chooses and weighs the same logits alike, bit for bit.
+// Weights are correct to 1 ulp of f32. Where the divisor of a normalisation is 0 the weights stay
+// as they are. Every CPU and GPU chooses and weighs the same logits alike, bit for bit.
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,5 @@
-// docs/errors.md explains every StatusCode: a cause and a remedy each, and no code that is not ours.
+// docs/errors.md explains every StatusCode: a cause and a remedy each, and no code that is not
+// ours.
 #include <fstream>
 #include <map>
 #include <string>

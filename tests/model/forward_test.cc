@@ -7,8 +7,8 @@
 
 #include "allocations.h"
 #include "gemm/reference.h"
-#include "random_model.h"
 #include "moe/moe.h"
+#include "random_model.h"
 
 using namespace moe;
 using moe::test::Random;
@@ -142,7 +142,8 @@ TEST_CASE("replayed routing is honoured exactly", "[model][mission-120][mission-
   CHECK(std::memcmp(again.bytes.data(), out.bytes.data(), 9 * 96) == 0);
 
   in.ids[3] = 8;
-  const Status bad = model.forward(0, hidden.view(), out.mutable_view(), {.routing_in = &in.routing});
+  const Status bad =
+      model.forward(0, hidden.view(), out.mutable_view(), {.routing_in = &in.routing});
   CHECK(bad.code() == StatusCode::invalid_argument);
   CHECK(bad.message().find("ids[3] is 8") != std::string_view::npos);
 }

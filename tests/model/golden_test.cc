@@ -69,9 +69,9 @@ void compare_block(Model& model, int32_t layer, const Golden& golden, const std:
   std::vector<int32_t> ids(static_cast<size_t>(rows * top_k));
   std::vector<float> weights(ids.size());
   Routing routing{rows, spec.router.top_k, ids.data(), weights.data()};
-  const Status status = model.forward(layer, {input.data(), DType::f32, {rows, hidden}},
-                                      {out.data(), DType::f32, {rows, hidden}},
-                                      {.routing_out = &routing});
+  const Status status =
+      model.forward(layer, {input.data(), DType::f32, {rows, hidden}},
+                    {out.data(), DType::f32, {rows, hidden}}, {.routing_out = &routing});
   INFO(status.message());
   REQUIRE(status.ok());
   CHECK(relative_error(out, wanted) < 2e-6);
@@ -113,7 +113,8 @@ void compare_folder(const std::string& folder, size_t families) {
         compare_block(*model, spec.layer, golden, prefix + "input", prefix + "output", prefix,
                       blocks);
       for (const auto& [name, tensor] : golden.tensors)
-        if (name.rfind(prefix + "x", 0) == 0 && name.find('.', prefix.size()) == std::string::npos) {
+        if (name.rfind(prefix + "x", 0) == 0 &&
+            name.find('.', prefix.size()) == std::string::npos) {
           std::string answer = name;
           answer[prefix.size()] = 'y';
           compare_block(*model, spec.layer, golden, name, answer, name + ".", blocks);

@@ -1,8 +1,6 @@
 // Small models with random shapes, rules and weights, held in memory.
 #pragma once
 
-#include "moe/weights.h"
-
 #include <cmath>
 #include <deque>
 #include <random>
@@ -11,6 +9,7 @@
 #include <vector>
 
 #include "catch.h"
+#include "moe/weights.h"
 #include "quant/half.h"
 
 namespace moe::test {
@@ -89,7 +88,8 @@ inline LayerSpec random_layer(Random& random, int32_t layer, DType dtype, int32_
   LayerSpec spec;
   spec.layer = layer;
   spec.router.num_experts = experts;
-  spec.router.num_zero_experts = random.chance(0.2) ? static_cast<int32_t>(random.between(1, 4)) : 0;
+  spec.router.num_zero_experts =
+      random.chance(0.2) ? static_cast<int32_t>(random.between(1, 4)) : 0;
   spec.router.top_k = top_k;
   spec.router.scoring = random.one_of({Scoring::softmax, Scoring::sigmoid, Scoring::sqrt_softplus});
   spec.router.normalize = random.one_of({Normalize::none, Normalize::sum_plus_epsilon});

@@ -16,7 +16,6 @@ using namespace moe;
 
 namespace {
 
-
 struct SlowWarp {
   std::barrier<> barrier{rule::kTeamLanes};
   double values[2][rule::kTeamLanes];  // two of each, used in turn: one barrier per exchange

@@ -28,8 +28,8 @@ class CountingAllocator final : public Allocator {
 }  // namespace
 
 TEST_CASE("slots are distinct, aligned, writable and keep their address", "[store][mission-36]") {
-  for (Allocator* memory : {static_cast<Allocator*>(nullptr),
-                            static_cast<Allocator*>(new CountingAllocator)}) {
+  for (Allocator* memory :
+       {static_cast<Allocator*>(nullptr), static_cast<Allocator*>(new CountingAllocator)}) {
     {
       auto pool = SlotPool::create(3 << 20, 64, 100, memory);
       REQUIRE(pool.ok());
