@@ -6,7 +6,8 @@ PolicyBase::PolicyBase(const EvictionOptions& options)
     : index_(options.layers),
       last_use_(static_cast<size_t>(index_.experts())),
       visit_start_(static_cast<size_t>(index_.layers())),
-      resident_(static_cast<size_t>(index_.experts())) {}
+      resident_(static_cast<size_t>(index_.experts())),
+      missed_(static_cast<size_t>(index_.experts())) {}
 
 void PolicyBase::accessed(const ExpertAccess& access) noexcept {
   const int32_t position = index_.position(access.layer);
@@ -18,6 +19,7 @@ void PolicyBase::accessed(const ExpertAccess& access) noexcept {
     const int32_t i = index_.find({access.layer, expert});
     if (i < 0) continue;
     last_use_[static_cast<size_t>(i)] = ++clock_;
+    missed_[static_cast<size_t>(i)] = !resident_[static_cast<size_t>(i)];
     used(i);
   }
 }
@@ -27,7 +29,9 @@ void PolicyBase::inserted(ExpertId id) noexcept {
   if (i < 0 || resident_[static_cast<size_t>(i)]) return;
   resident_[static_cast<size_t>(i)] = true;
   const uint64_t visit = visit_start_[static_cast<size_t>(index_.position_of(i))];
-  if (last_use_[static_cast<size_t>(i)] <= visit) last_use_[static_cast<size_t>(i)] = ++clock_;
+  const bool for_last_visit = missed_[static_cast<size_t>(i)] && last_use(i) > visit;
+  if (!for_last_visit) last_use_[static_cast<size_t>(i)] = ++clock_;
+  missed_[static_cast<size_t>(i)] = false;
   add(i);
 }
 

@@ -66,6 +66,7 @@ class PolicyBase : public EvictionPolicy {
   std::vector<uint64_t> last_use_;     // (experts)
   std::vector<uint64_t> visit_start_;  // (layers): the clock when the layer's last forward began
   std::vector<bool> resident_;         // (experts)
+  std::vector<bool> missed_;           // (experts): not there when it was used last, nor since
 };
 
 // Made by `Policy(options)` after the checks that all policies need.

@@ -25,6 +25,7 @@ struct Expert {
   bool resident = false;
   bool leased = false;
   bool needed = false;  // by the forward in progress
+  bool missed = false;  // by its last forward, and not inserted since
   uint64_t last_use = 0;
   uint64_t uses = 0;
   uint64_t uses_in_sequence = 0;
@@ -131,6 +132,7 @@ class World : public EvictionCandidates {
       Expert& e = find(current, expert);
       e.last_use = ++clock_;
       e.last_turn = turn;
+      e.missed = !e.resident;
       ++e.uses;
       ++e.uses_in_sequence;
       ++layer_uses[p];
@@ -167,10 +169,11 @@ class World : public EvictionCandidates {
   }
 
   void insert(Expert& e) {
-    if (e.last_turn < last_visit_[static_cast<size_t>(e.position)]) {
+    if (!e.missed || e.last_turn < last_visit_[static_cast<size_t>(e.position)]) {
       e.last_use = ++clock_;
       e.last_turn = last_visit_[static_cast<size_t>(e.position)];
     }
+    e.missed = false;
     e.resident = true;
     ++held_;
     policy_->inserted(e.id);
