@@ -101,7 +101,12 @@ Status Residency::take_wave(int32_t layer, const EvictionCandidates* leased,
     if (events) events->push_back(event);
     return false;
   };
-  pending.erase(std::stable_partition(pending.begin(), pending.end(), stays), pending.end());
+  size_t kept = 0;
+  for (size_t i = 0; i < pending.size(); ++i) {
+    const int32_t expert = pending[i];
+    if (stays(expert)) pending[kept++] = expert;
+  }
+  pending.resize(kept);
   pin(pending, false);
   pin(wave, false);
   return status;
