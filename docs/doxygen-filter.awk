@@ -4,6 +4,7 @@
   code = $0
   sub(/\/\/.*/, "", code)
   comment = substr($0, length(code) + 1)
+  gsub(/@/, "\\\\@", comment)
   if (comment == "" || comment ~ /^\/\/ ----/) {
     trailing = 0
   } else if (code ~ /[^ ]/) {

@@ -8,14 +8,16 @@
 
 namespace moe {
 
+// A verdict on a load. CV: standard deviation over mean.
 enum class Balance : int32_t {
   too_few,   // less than the minimum count: nothing is called imbalance yet
   well,      // CV < 0.5 and max/min <= 3
   moderate,  // CV <= 1, or max/min > 3
   severe,    // CV > 1
 };
-MOE_API const char* to_string(Balance balance);
+MOE_API const char* to_string(Balance balance);  // "severe"
 
+// Of one load.
 struct LoadStatistics {
   double total = 0, mean = 0, max = 0, min = 0;
   double cv = 0;             // standard deviation over mean; 0 for an empty load

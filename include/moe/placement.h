@@ -31,7 +31,7 @@ struct Link {
 // What a row crosses on its way to another rank.
 enum class LinkClass : int32_t { self, node, rack, cross_rack };
 inline constexpr int kLinkClasses = 4;
-MOE_API const char* to_string(LinkClass link);
+MOE_API const char* to_string(LinkClass link);  // "rack"
 
 // Ranks and what connects them. Rank r owns the slots from the sum of its predecessors' on.
 struct MOE_API Cluster {
@@ -53,14 +53,17 @@ struct MOE_API Cluster {
   // `ranks` with just enough slots for one copy of each expert: sizes differ by at most 1.
   static Result<Cluster> exact(int32_t ranks, int32_t experts, int32_t nodes = 1);
 
-  int32_t ranks() const { return static_cast<int32_t>(slots.size()); }
+  int32_t ranks() const { return static_cast<int32_t>(slots.size()); }  // at least 1 if valid
+  // Nodes that the ranks are on.
   int32_t nodes() const { return node_of_rank.empty() ? 1 : node_of_rank.back() + 1; }
-  int64_t total_slots() const;
+  int64_t total_slots() const;  // of one layer, over all ranks
+  // The node that `rank` is on.
   int32_t node(int32_t rank) const { return node_of_rank.empty() ? 0 : node_of_rank[rank]; }
-  LinkClass link(int32_t from, int32_t to) const;
+  LinkClass link(int32_t from, int32_t to) const;       // between two ranks
   double byte_seconds(int32_t from, int32_t to) const;  // 0 from a rank to itself
   std::vector<int32_t> rank_of_slot() const;            // (total_slots)
 };
+// ok, or invalid_argument naming the field and the rank.
 MOE_API Status validate(const Cluster& cluster);
 
 // One layer: (total_slots), -1 in a slot that stays empty.
@@ -69,6 +72,7 @@ struct LayerPlacement {
   std::vector<int32_t> expert_of_slot;
 };
 
+// Which slot holds which expert, in every layer.
 struct Placement {
   std::vector<LayerPlacement> layers;
 };
@@ -89,7 +93,7 @@ MOE_API Result<std::vector<int32_t>> expert_map(const LayerPlacement& placement,
 //   traffic  rows that a token sends over links, each weighed by its link's cost over that of the
 //            costliest, times the imbalance of the ranks' tokens: the busiest rank's share
 enum class Objective : int32_t { automatic, tokens, active, traffic };
-MOE_API const char* to_string(Objective objective);
+MOE_API const char* to_string(Objective objective);  // "traffic"
 
 // What a step does. The defaults are DeepSeek-R1's experts in FP8.
 struct Workload {
@@ -104,6 +108,7 @@ struct Workload {
   double combine_bytes = 14336;     // and back
 };
 
+// What a strategy is given. The references must outlive it.
 struct PlacementProblem {
   const UsageTrace& usage;
   const Cluster& cluster;
@@ -115,6 +120,7 @@ struct PlacementProblem {
 
 // ---- strategies, one file each
 
+// A pure function from usage and cluster to a placement.
 using Strategy = Result<Placement> (*)(const PlacementProblem& problem);
 
 // Experts in order, contiguous; more slots than experts begin again at expert 0.
@@ -127,6 +133,7 @@ MOE_API Result<Placement> place_round_robin(const PlacementProblem& problem);
 // DeepSeek's EPLB as published (eplb.py @d52c72d), faults included: hierarchical if the workload's
 // groups divide evenly among the nodes, else global. Needs equal ranks and nodes.
 MOE_API Result<Placement> place_eplb(const PlacementProblem& problem);
+// The global half of it, whatever the groups are.
 MOE_API Result<Placement> place_eplb_global(const PlacementProblem& problem);
 
 // SGLang's deepseek_vec: EPLB on the load of each step (LayerUsage::steps) rather than on their
@@ -152,12 +159,15 @@ MOE_API Result<Placement> place_traffic(const PlacementProblem& problem);
 // problem's), and returns for each layer the best that any strategy finds.
 MOE_API Result<Placement> place_auto(const PlacementProblem& problem);
 
+// A row of the table of strategies.
 struct StrategyRow {
   const char* name;  // "linear", "round-robin", "eplb", ...
   const char* description;
   Strategy place;
 };
+// Every strategy of this library.
 MOE_API std::span<const StrategyRow> strategies();
+// The strategy of that name, or not_found with the list.
 MOE_API Result<Strategy> find_strategy(std::string_view name);
 
 // vLLM's post-pass: the same experts on every rank, but whoever stays keeps its slot.
@@ -172,6 +182,7 @@ struct ExactLayer {
   int64_t nodes = 0;       // visited
   bool proved = false;     // cost == lower_bound
 };
+// place_subset_exact() on one layer; an unproved answer after `max_nodes` is still the best found.
 MOE_API Result<ExactLayer> solve_subset_exact(const LayerUsage& usage, const Cluster& cluster,
                                               int64_t max_nodes = 20'000'000);
 
@@ -191,9 +202,10 @@ struct LayerPrediction {
   double rows[kLinkClasses] = {};  // a token's rows by the class of link they cross
   double compute_us = 0;           // of the busiest rank: max(bytes / BW, flops / F)
   double transfer_us = 0;          // dispatch and combine, of the busiest rank
-  double us() const { return compute_us + transfer_us; }
+  double us() const { return compute_us + transfer_us; }  // of the layer
 };
 
+// Of one step through all layers.
 struct Prediction {
   Objective objective = Objective::tokens;  // never automatic
   double value = 0;                         // of the objective

@@ -40,6 +40,7 @@ MOE_API int64_t moved_copies(std::span<const Transfer> transfers);
 MOE_API std::vector<size_t> transfer_steps(std::span<const Transfer> transfers, double expert_bytes,
                                            double bytes_per_step);
 
+// When a move is worth it.
 struct RebalanceOptions {
   int32_t interval = 3000;              // steps between two looks; the first comes after a quarter
   double min_balancedness = 0.9;        // not worse than this: stay
@@ -49,6 +50,7 @@ struct RebalanceOptions {
   double min_tokens = 16;               // per expert and layer, before anything is called imbalance
 };
 
+// Whether to move, what, and why.
 struct RebalanceDecision {
   bool move = false;
   std::string reason;  // of moving, or of staying
@@ -66,8 +68,9 @@ MOE_API Result<RebalanceDecision> decide_rebalance(const PlacementProblem& probl
 // Counts steps: true when it is time to look. Starts three quarters through its first interval.
 class MOE_API RebalanceTimer {
  public:
+  // `interval` in steps.
   explicit RebalanceTimer(int32_t interval) : interval_(interval), step_(interval - interval / 4) {}
-  bool tick();
+  bool tick();  // once per step
 
  private:
   int32_t interval_, step_;
@@ -75,6 +78,7 @@ class MOE_API RebalanceTimer {
 
 // ---- replicas that come and go with the load
 
+// When copies come and go.
 struct ReplicationOptions {
   double add_above = 0.8;  // utilisation of an expert's copies, their mean
   double remove_below = 0.3;
@@ -82,6 +86,7 @@ struct ReplicationOptions {
   int32_t hold = 3;  // windows in a row that must agree; and that pass between two changes
 };
 
+// One copy more or less.
 struct ReplicaChange {
   int32_t expert = -1;
   int32_t change = 0;  // +1 or -1
@@ -91,11 +96,13 @@ struct ReplicaChange {
 // Decides per expert. Never removes a copy if the rest would then be above add_above.
 class MOE_API ReplicationController {
  public:
+  // Every expert begins with min_replicas. invalid_argument names the option that is out of range.
   static Result<ReplicationController> create(int32_t experts,
                                               const ReplicationOptions& options = {});
   // One window: `load` (experts) in units of what one copy can serve. Returns the changes, in
   // order of experts; replicas() has them already.
   Result<std::vector<ReplicaChange>> observe(std::span<const double> load);
+  // (experts): copies of each now.
   const std::vector<int32_t>& replicas() const noexcept { return replicas_; }
 
  private:
@@ -112,7 +119,7 @@ class MOE_API OverloadGate {
       : open_above_(open_above), close_below_(close_below) {}
   // True while replicas are to be used.
   bool observe(double utilisation);
-  bool open() const noexcept { return open_; }
+  bool open() const noexcept { return open_; }  // as observe() last said
 
  private:
   double open_above_, close_below_;
@@ -124,11 +131,13 @@ MOE_API Result<Placement> primaries(const Placement& placement, const Cluster& c
 
 // ---- for autoscalers
 
+// When ranks come and go.
 struct ScalingOptions {
   double add_above = 0.7, remove_below = 0.3;  // utilisation of the ranks
   int32_t min_ranks = 1, max_ranks = 0;        // 0: no limit
 };
 
+// How many ranks should serve, and what each then holds.
 struct ScalingAdvice {
   int32_t ranks = 0;                 // that should serve
   int32_t slots_per_rank = 0;        // on each, per layer

@@ -11,6 +11,7 @@
 
 namespace moe {
 
+// How the copy that serves a token is chosen.
 enum class ReplicaChoice : int32_t {
   fixed,          // own rank, then own node, else always the same copy for a source rank
   nearest,        // own rank, own node, a node that the token visits anyway, else by position
@@ -20,7 +21,7 @@ enum class ReplicaChoice : int32_t {
   matching,       // one copy per expert and batch: fewest active experts on the busiest rank
   lp_split,       // shares that minimise the busiest rank's rows (LPLB), exactly
 };
-MOE_API const char* to_string(ReplicaChoice choice);
+MOE_API const char* to_string(ReplicaChoice choice);  // "nearest"
 
 // The copies of each expert, in order of their slots.
 struct ReplicaTable {
@@ -30,8 +31,10 @@ struct ReplicaTable {
   std::vector<int32_t> rank;          // (copies)
   std::vector<int32_t> node_of_rank;  // (ranks); empty: one node
 
+  // Experts of the layer.
   int32_t experts() const { return static_cast<int32_t>(first.size()) - 1; }
 };
+// The copies that `placement` has. invalid_argument if it does not fit `cluster`.
 MOE_API Result<ReplicaTable> replica_table(const LayerPlacement& placement, const Cluster& cluster,
                                            int32_t experts);
 
@@ -52,12 +55,14 @@ MOE_API Status choose_replicas(ReplicaChoice choice, const ReplicaTable& table,
 MOE_API Result<int32_t> match_replicas(const ReplicaTable& table, std::span<const int32_t> active,
                                        std::span<int32_t> copies);
 
-// Shares of each copy, in tokens, that minimise the busiest rank's tokens: exact, by parametric
-// max-flow. `counts` is (experts).
+// Shares of each copy, and what they cost.
 struct LoadSplit {
-  double max_load = 0;
+  double max_load = 0;         // tokens of the busiest rank
   std::vector<double> tokens;  // (copies)
 };
+
+// The shares that minimise the busiest rank's tokens: exact, by parametric max-flow. `counts` is
+// (experts), in tokens.
 MOE_API Result<LoadSplit> split_load(const ReplicaTable& table, std::span<const double> counts);
 
 }  // namespace moe

@@ -20,7 +20,7 @@ struct MOE_API ExpertSets {
   std::vector<int32_t> experts;      // ascending within a set
   std::vector<double> counts;        // (sets)
 
-  int64_t size() const { return static_cast<int64_t>(counts.size()); }
+  int64_t size() const { return static_cast<int64_t>(counts.size()); }  // sets
   std::span<const int32_t> operator[](int64_t set) const {
     return {experts.data() + first[set], static_cast<size_t>(first[set + 1] - first[set])};
   }
@@ -36,9 +36,11 @@ struct LayerUsage {
   std::vector<float> steps;    // (steps, experts): the same, step by step
   ExpertSets sets;             // the top-k subsets and how many tokens chose each
 
+  // Experts of the layer.
   int32_t experts() const { return static_cast<int32_t>(tokens.size()); }
 };
 
+// The usage of a model, layer by layer.
 struct UsageTrace {
   int32_t top_k = 0;  // experts per token; 0: not known
   std::vector<LayerUsage> layers;
@@ -52,6 +54,7 @@ MOE_API Status validate(const UsageTrace& usage);
 // frequent first, equal counts in their old order.
 MOE_API ExpertSets prune(const ExpertSets& sets, double coverage);
 
+// What a usage file may not say itself.
 struct UsageFileOptions {
   int32_t experts = 0;    // per layer, for files that do not say; 0: the highest index seen, plus 1
   double coverage = 1.0;  // of the sets that are kept
@@ -67,11 +70,13 @@ struct UsageFileOptions {
 // Layers without any token (dense ones) are left out. `name` is for messages.
 MOE_API Result<UsageTrace> parse_usage(std::string_view text, std::string_view name = {},
                                        const UsageFileOptions& options = {});
+// The same from a file.
 MOE_API Result<UsageTrace> read_usage(std::string_view path, const UsageFileOptions& options = {});
 
 // The library's own format, JSON. What parse_usage() reads back is equal.
 MOE_API std::string write_usage(const UsageTrace& usage);
 
+// How much a window keeps.
 struct UsageWindowOptions {
   int32_t steps = 1000;      // that the window holds
   bool keep_steps = false;   // snapshot() carries LayerUsage::steps
@@ -82,6 +87,7 @@ struct UsageWindowOptions {
 // record() allocates nothing once every distinct set has been seen or max_sets is reached.
 class MOE_API UsageWindow {
  public:
+  // An empty window. invalid_argument names the value that is out of range.
   static Result<UsageWindow> create(int32_t layers, int32_t experts, int32_t top_k,
                                     const UsageWindowOptions& options = {});
   UsageWindow(UsageWindow&&) noexcept;
@@ -99,7 +105,7 @@ class MOE_API UsageWindow {
   void advance();
 
   int64_t steps() const noexcept;  // in the window: at most options.steps
-  UsageTrace snapshot() const;
+  UsageTrace snapshot() const;     // of the steps in the window
 
  private:
   struct Impl;
