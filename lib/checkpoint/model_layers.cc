@@ -1,12 +1,12 @@
 #include "checkpoint/model_layers.h"
 
-#include <algorithm>
 #include <string>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
 #include "core/error.h"
+#include "core/nearest.h"
 
 namespace moe {
 namespace {
@@ -14,32 +14,13 @@ namespace {
 constexpr int64_t kMostLayers = 10000;
 constexpr int64_t kMostExperts = 65536;
 
-// Letters to insert, remove or replace to turn `a` into `b`.
-size_t edit_distance(std::string_view a, std::string_view b) {
-  std::vector<size_t> row(b.size() + 1);
-  for (size_t j = 0; j <= b.size(); ++j) row[j] = j;
-  for (size_t i = 1; i <= a.size(); ++i) {
-    size_t diagonal = row[0];
-    row[0] = i;
-    for (size_t j = 1; j <= b.size(); ++j) {
-      const size_t replaced = diagonal + (a[i - 1] != b[j - 1]);
-      diagonal = row[j];
-      row[j] = std::min({row[j] + 1, row[j - 1] + 1, replaced});
-    }
-  }
-  return row.back();
-}
-
 Status unknown_family(std::string_view model_type, std::string_view file) {
   const std::vector<std::string_view> known = family_names();
-  const std::string_view name = model_type.substr(0, 64);
-  const auto nearest = std::min_element(known.begin(), known.end(), [&](auto a, auto b) {
-    return edit_distance(name, a) < edit_distance(name, b);
-  });
+  NearestName nearest(model_type);
+  for (std::string_view name : known) nearest.offer(name);
   return error(StatusCode::unimplemented, {.file = file, .phase = Phase::open},
-               "model_type of {} is \"{}\", which is not a known family; the nearest is {}. Known: "
-               "{}",
-               file, name, *nearest, fmt::join(known, ", "));
+               "model_type of {} is {}, which is not a known family{}; known: {}", file,
+               json_quoted(model_type.substr(0, 64)), nearest.suggestion(), fmt::join(known, ", "));
 }
 
 Status check(const LayerSpec& spec, std::string_view file) {

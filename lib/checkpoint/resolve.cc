@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "checkpoint/shard_list.h"
 #include "core/error.h"
 
 namespace moe {
@@ -61,28 +62,6 @@ constexpr std::pair<std::string_view, std::string_view> kQuantisedNames[] = {
     {".blocks", "mxfp4"},
 };
 
-// Names that were looked for in vain; a long list is cut short, but counted.
-class Missing {
- public:
-  void add(std::string name) {
-    if (++count_ <= kShown) names_.push_back(std::move(name));
-  }
-  bool empty() const { return count_ == 0; }
-  Status status() const {
-    return error(StatusCode::invalid_argument, {.tensor = names_[0], .phase = Phase::open},
-                 "{} that config.json calls for {} missing: {}{}. Complete the download, or "
-                 "correct config.json",
-                 count_ == 1 ? "a tensor" : fmt::format("{} tensors", count_),
-                 count_ == 1 ? "is" : "are", fmt::join(names_, ", "),
-                 count_ > kShown ? fmt::format(" and {} more", count_ - kShown) : "");
-  }
-
- private:
-  static constexpr int64_t kShown = 64;
-  int64_t count_ = 0;
-  std::vector<std::string> names_;
-};
-
 class Resolver {
  public:
   Resolver(const Family& family, const TensorDirectory& directory)
@@ -114,7 +93,14 @@ class Resolver {
     return tensors;
   }
 
-  Status missing() const { return missing_.empty() ? Status() : missing_.status(); }
+  // Everything that was looked for in vain, if anything was.
+  Status missing() const {
+    if (missing_.empty()) return {};
+    return invalid_argument({.file = directory_.path(), .phase = Phase::open},
+                            "{}: {} tensors that config.json calls for are missing: {}; complete "
+                            "the download, or correct config.json",
+                            directory_.path(), missing_.count(), missing_.text());
+  }
 
  private:
   static constexpr Part kRouterWeight = {WeightKind::router_weight};
@@ -130,10 +116,11 @@ class Resolver {
       if (LayerTensors::serves(rule, kRouterWeight))
         names.push_back(prefix_of(family_.prefix, layers[0]) + std::string(rule.name));
     return invalid_argument(
-        {.tensor = names[0], .phase = Phase::open},
-        "no router weight of the {} MoE layers that config.json calls for is present; a {} model "
+        {.file = directory_.path(), .tensor = names[0], .phase = Phase::open},
+        "{}: no router weight of the {} MoE layers that config.json calls for is present; a {} "
+        "model "
         "names the first one {}. Complete the download, or correct model_type in config.json",
-        layers.size(), family_.model_type, fmt::join(names, " or "));
+        directory_.path(), layers.size(), family_.model_type, fmt::join(names, " or "));
   }
 
   // The first rule whose tensor is present with the right shape; else the first whose tensor is
@@ -245,7 +232,7 @@ class Resolver {
   std::string_view before_ = kPrefixes[0];
   const Tensor* first_[2] = {};  // matrix of the layer's routed and shared experts
   std::string name_;
-  Missing missing_;
+  NameList missing_;
 };
 
 }  // namespace

@@ -136,7 +136,8 @@ TEST_CASE("config.json that is not one is refused", "[checkpoint][mission-12]") 
 TEST_CASE("an unknown family is refused with the nearest known one", "[checkpoint][mission-12]") {
   Mixtral model;
   model.config["model_type"] = "\"mixtrall\"";
-  refused(model.open(), StatusCode::unimplemented, {"mixtrall", "mixtral", "deepseek_v3"});
+  refused(model.open(), StatusCode::unimplemented,
+          {"mixtrall", "did you mean \"mixtral\"", "deepseek_v3"});
   model.config["model_type"] = "\"llama\"";
   refused(model.open(), StatusCode::unimplemented, {"\"llama\""});
   model.config.erase("model_type");
