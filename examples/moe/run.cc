@@ -24,7 +24,10 @@ Status run(const RunOptions& options) {
 }  // namespace
 
 LayerRunner::LayerRunner(const Checkpoint& checkpoint, const RunOptions& options)
-    : checkpoint_(checkpoint), device_(parse_device(options.device)), gemm_(options.gemm) {
+    : checkpoint_(checkpoint),
+      device_(parse_device(options.device)),
+      gemm_(options.gemm),
+      expert_memory_(options.expert_memory) {
   if (options.threads == 0) return;
   if (auto executor = make_executor(options.threads); executor.ok())
     executor_ = std::move(*executor);
@@ -43,6 +46,7 @@ Result<LayerSpec> LayerRunner::spec(int32_t layer) const {
 Result<Model> LayerRunner::load(int32_t layer) const {
   ProgressBar bar(fmt::format("loading layer {}", layer));
   return Model::create(checkpoint_, {.device = device_,
+                                     .expert_memory = expert_memory_,
                                      .layers = {layer},
                                      .gemm = gemm_,
                                      .host = {.executor = executor_.get()},
@@ -62,6 +66,10 @@ void add_run(CLI::App& app, Global& global) {
   command->add_option("--backend", options->gemm, "Expert backend to force; see moe info");
   command->add_option("--threads", options->threads, "0: one per core")
       ->check(CLI::NonNegativeNumber);
+  command
+      ->add_option("--expert-memory", options->expert_memory,
+                   "Bytes for experts (4GiB); with fewer than a layer's, they are paged in. 0: all")
+      ->transform(CLI::AsSizeValue(false));
   command->add_option("--rows", options->rows, "Without --input: rows per layer")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();

@@ -14,6 +14,7 @@ struct RunOptions {
   std::string checkpoint, input, output, device = "cpu";
   std::string gemm;
   int threads = 0;
+  size_t expert_memory = 0;
   int64_t rows = 64;
   uint64_t seed = 0;
   std::vector<int32_t> layers;
@@ -35,6 +36,7 @@ class LayerRunner {
   const Checkpoint& checkpoint_;
   Device device_;
   std::string gemm_;
+  size_t expert_memory_;
   std::unique_ptr<Executor> executor_;
 };
 

@@ -1,7 +1,8 @@
 #!/bin/bash
-# Builds and runs programs that use an installed moe: tests/consumers/run.sh BUILD_DIR...
-# Each build folder is installed, its tree moved, and used by find_package and by pkg-config.
-# Without a build folder, only add_subdirectory is tried.
+# Builds and runs programs that use moe: tests/consumers/run.sh BUILD_DIR...
+# Each build folder is installed, its tree moved, and used by find_package and by pkg-config. Then moe
+# is built shared inside another project, which must install nothing of moe unless told to; told to,
+# that shared moe goes through the same.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 source_dir=$(cd "$here/../.." && pwd)
@@ -45,17 +46,22 @@ installed() {  # BUILD_DIR
   fi
 }
 
-for build in "$@"; do
-  echo "installed from $build:"
-  installed "$build"
-done
-
-if [ $# -eq 0 ]; then
-  echo "as a subdirectory:"
-  build_with_cmake "$here/add_subdirectory" "$work/sub" -DMOE_SOURCE_DIR="$source_dir" -DMOE_CUDA=OFF
+as_subdirectory() {
+  build_with_cmake "$here/add_subdirectory" "$work/sub" -DMOE_SOURCE_DIR="$source_dir" \
+    -DMOE_CUDA=OFF -DBUILD_SHARED_LIBS=ON
   "$work/sub/consumer"
   quietly cmake --install "$work/sub" --prefix "$work/parent"
   if [ "$(cd "$work/parent" && find . -type f)" != ./bin/consumer ]; then
     echo "as a subdirectory moe installs files of its own" >&2 && exit 1
   fi
-fi
+  quietly cmake -DMOE_INSTALL=ON "$work/sub"
+}
+
+for build in "$@"; do
+  echo "installed from $build:"
+  installed "$build"
+done
+echo "shared, as a subdirectory:"
+as_subdirectory
+echo "shared, installed:"
+installed "$work/sub"
