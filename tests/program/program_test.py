@@ -62,6 +62,8 @@ def synth_and_run():
     assert len(ran["layers"]) == 2 and all(layer["right"] for layer in ran["layers"])
     assert all(sum(layer["expert_rows"]) == 66 for layer in ran["layers"])
     assert "right" in moe("run", folder, "--layer", 1, "--threads", 1).stdout
+    paged = moe_json("run", folder, "--expert-memory", "40KiB")
+    assert all(layer["right"] for layer in paged["layers"])
     assert "already_exists" in moe("synth", folder, code=1).stderr
 
 
