@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -66,6 +67,11 @@ struct MOE_API Cluster {
 // ok, or invalid_argument naming the field and the rank.
 MOE_API Status validate(const Cluster& cluster);
 
+// Sets links from JSON: "node", "rack", "cross_rack" {"bytes_per_second", "seconds"},
+// "rack_of_node" [...], "seconds_per_byte" [[...]] of (ranks, ranks); all optional. On failure
+// `cluster` is as before.
+MOE_API Status parse_links(std::string_view text, std::string_view name, Cluster& cluster);
+
 // One layer: (total_slots), -1 in a slot that stays empty.
 struct LayerPlacement {
   int32_t layer = -1;
@@ -81,6 +87,11 @@ struct Placement {
 // (`allow_twins` permits that: published EPLB does it).
 MOE_API Status validate(const Placement& placement, const Cluster& cluster, const UsageTrace& usage,
                         bool allow_twins = false);
+
+// {"layers": [{"layer": 3, "expert_of_slot": [...]}]}. Reads what `moe plan --json` prints, too:
+// the plan "auto", else the first. `name` is for messages.
+MOE_API Result<Placement> parse_placement(std::string_view text, std::string_view name = {});
+MOE_API std::string write_placement(const Placement& placement);
 
 // (experts): the local index of each expert on `rank`, or -1.
 MOE_API Result<std::vector<int32_t>> expert_map(const LayerPlacement& placement,
@@ -156,7 +167,8 @@ MOE_API Result<Placement> place_subset_exact(const PlacementProblem& problem);
 MOE_API Result<Placement> place_traffic(const PlacementProblem& problem);
 
 // The default. Chooses the objective that limits the layer on this hardware (or takes the
-// problem's), and returns for each layer the best that any strategy finds.
+// problem's), and returns for each layer the best that any strategy finds. With `previous`: what is
+// near it and at least as balanced as EPLB, or within 1 % of the best active experts or traffic.
 MOE_API Result<Placement> place_auto(const PlacementProblem& problem);
 
 // A row of the table of strategies.

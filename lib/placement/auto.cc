@@ -62,11 +62,11 @@ std::vector<Placement> simple_placements(const PlacementProblem& problem) {
 LayerPlacement near_previous(const LayerProblem& layer, Objective objective, const Samples& samples,
                              const Chooser& chooser) {
   const bool tokens = objective == Objective::tokens;
-  const LayerPlacement near = tokens ? balance_from_previous(layer, chooser.value())
+  const double limit = tokens ? worthwhile_imbalance(layer, chooser.value()) * (1 + 1e-9)
+                              : chooser.value() * kStay;
+  const LayerPlacement near = tokens ? balance_from_previous(layer, limit)
                                      : without_twins(layer, *layer.previous);
-  const double slack = tokens ? 1 + 1e-9 : kStay;
-  const bool serves = value_of(objective, layer, near, samples) <= chooser.value() * slack;
-  return serves ? near : chooser.best();
+  return value_of(objective, layer, near, samples) <= limit ? near : chooser.best();
 }
 
 }  // namespace

@@ -51,6 +51,10 @@ double eplb_imbalance(const LayerProblem& layer) {
                   none);
 }
 
+double worthwhile_imbalance(const LayerProblem& layer, double best) {
+  return std::max(best, std::min(eplb_imbalance(layer), best * 1.02));
+}
+
 namespace {
 
 Result<LayerPlacement> balanced_layer(const LayerProblem& layer) {
@@ -58,8 +62,7 @@ Result<LayerPlacement> balanced_layer(const LayerProblem& layer) {
   Samples none;
   const LayerPlacement fresh = balance_from_scratch(layer.cluster, layer.usage.tokens);
   const double best = value_of(Objective::tokens, layer, fresh, none);
-  // The balance that EPLB would move everything for, or what can be had.
-  const double target = std::max(best, std::min(eplb_imbalance(layer), best * 1.02));
+  const double target = worthwhile_imbalance(layer, best);
   LayerPlacement near = balance_from_previous(layer, target);
   return value_of(Objective::tokens, layer, near, none) <= target * (1 + 1e-9) ? near : fresh;
 }

@@ -15,4 +15,8 @@ LayerPlacement balance_from_previous(const LayerProblem& layer, double target);
 // Busiest rank over mean of published EPLB (global), or infinity where it does not apply.
 double eplb_imbalance(const LayerProblem& layer);
 
+// The balance that is worth moving experts for: EPLB's, which would move nearly all of them, or the
+// best that was found.
+double worthwhile_imbalance(const LayerProblem& layer, double best);
+
 }  // namespace moe::placement
