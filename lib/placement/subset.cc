@@ -147,7 +147,7 @@ LayerPlacement plan_subsets(const LayerProblem& layer, const ExpertSets& sets, i
 }
 
 namespace {
-constexpr int64_t kWork = 1'500'000'000;  // experts looked at, all layers together
+constexpr int64_t kWork = 700'000'000;  // experts looked at, all layers together
 }
 
 }  // namespace placement
