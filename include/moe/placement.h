@@ -91,6 +91,7 @@ MOE_API Status validate(const Placement& placement, const Cluster& cluster, cons
 // {"layers": [{"layer": 3, "expert_of_slot": [...]}]}. Reads what `moe plan --json` prints, too:
 // the plan "auto", else the first. `name` is for messages.
 MOE_API Result<Placement> parse_placement(std::string_view text, std::string_view name = {});
+// What parse_placement() reads back equal.
 MOE_API std::string write_placement(const Placement& placement);
 
 // (experts): the local index of each expert on `rank`, or -1.

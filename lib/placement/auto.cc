@@ -62,10 +62,10 @@ std::vector<Placement> simple_placements(const PlacementProblem& problem) {
 LayerPlacement near_previous(const LayerProblem& layer, Objective objective, const Samples& samples,
                              const Chooser& chooser) {
   const bool tokens = objective == Objective::tokens;
-  const double limit = tokens ? worthwhile_imbalance(layer, chooser.value()) * (1 + 1e-9)
-                              : chooser.value() * kStay;
-  const LayerPlacement near = tokens ? balance_from_previous(layer, limit)
-                                     : without_twins(layer, *layer.previous);
+  const double limit =
+      tokens ? worthwhile_imbalance(layer, chooser.value()) * (1 + 1e-9) : chooser.value() * kStay;
+  const LayerPlacement near =
+      tokens ? balance_from_previous(layer, limit) : without_twins(layer, *layer.previous);
   return value_of(objective, layer, near, samples) <= limit ? near : chooser.best();
 }
 
