@@ -1,5 +1,6 @@
 // Planning for experts that are active together, against exhaustive search and published tables.
 #include <cmath>
+#include <fstream>
 #include <functional>
 
 #include "helpers.h"
@@ -153,4 +154,33 @@ TEST_CASE("1,000 small cases: branch and bound equals enumeration; greedy's rati
   std::printf("subset heuristic over optimum, %d cases: mean %.5f, worst %.5f\n", cases,
               sum / cases, worst);
   CHECK(sum / cases < 1.005);
+}
+
+TEST_CASE("unseen halves of the Mixtral trace: planned on one, scored on the other",
+          "[placement][mission-76][mission-78]") {
+  if (!have_shared()) return skip("../shared is absent");
+  std::string halves[2];
+  for (const char* name : {"humaneval_2", "gsm8k_2"}) {
+    std::ifstream file(shared_dir() + "/traces/mixtral_vllm/" + name + "_routing.jsonl");
+    int64_t number = 0;
+    for (std::string line; std::getline(file, line);) halves[number++ % 2] += line + "\n";
+  }
+  const UsageTrace half[2] = {must(parse_usage(halves[0], "even", {.experts = 8})),
+                              must(parse_usage(halves[1], "odd", {.experts = 8}))};
+  for (int32_t slots = 4; slots <= 6; ++slots) {
+    const Cluster cluster = must(Cluster::uniform(2, slots));
+    double subset = 0, linear = 0, eplb = 0;
+    for (int train = 0; train < 2; ++train) {
+      PlacementProblem problem{half[train], cluster};
+      problem.workload.tokens_per_step = 1;
+      const UsageTrace& unseen = half[1 - train];
+      subset += mean_time(unseen, cluster, must(place_subset(problem))) / 2;
+      linear += mean_time(unseen, cluster, must(place_linear(problem))) / 2;
+      eplb += mean_time(unseen, cluster, must(place_eplb_global(problem))) / 2;
+    }
+    std::printf("mixtral unseen, %d per rank: subset %.4f, linear %.4f, EPLB %.4f\n", slots, subset,
+                linear, eplb);
+    CHECK(subset < linear);
+    CHECK(subset < eplb);
+  }
 }
