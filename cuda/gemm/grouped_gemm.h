@@ -1,0 +1,81 @@
+// The expert GEMMs on Hopper: for every expert, out rows = its rows times its matrix, transposed.
+//
+// Weights are the M side of the matrix units (64 or 128 rows a tile), tokens the N side (8 ... 256),
+// so that an expert with 3 tokens costs 8 columns and not 128. One producer warpgroup fills a ring in
+// shared memory: weights with the copy engine, from the expert's slot; token rows with it too, or
+// with cp.async where they are scattered. One or two consumer warpgroups multiply. The grid is
+// persistent; the work list is PermuteArgs::tiles.
+//
+// Tried and lost: scattered rows by the copy engine, a box of one row each: 45 cycles a box, 95
+// TFLOP/s. Scattered rows by cp.async for large tiles: 330 TFLOP/s; a copy beforehand is faster.
+#pragma once
+
+#include <cuda.h>
+#include <cuda_bf16.h>
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "permute/permute.h"
+
+namespace moe::cuda {
+
+// How many tokens a tile may have: the kernel's size class.
+enum class TileClass : int32_t { small, medium, large };  // 32, 128, 256 (e4m3: 128)
+
+struct GroupedGemmArgs {
+  // The matrix of every slot: box rows must be tile_rows(tile_class).
+  CUtensorMap weights;
+  int64_t weight_rows = 0;  // of a slot's matrix
+  int64_t depth = 0;        // columns of it that count: elements of a token row
+
+  const TokenTile* tiles = nullptr;
+  const int32_t* tile_count = nullptr;
+
+  // Token rows, bf16 or e4m3: in permuted order, through a map with boxes of token_box() rows; or
+  // gathered from row_base[row_index[permuted row]].
+  CUtensorMap rows;
+  const int32_t* row_index = nullptr;  // null: in order
+  const std::byte* row_base = nullptr;
+  int64_t row_bytes = 0;  // multiple of 16
+
+  // Block scales; e4m3 only. Weights': in slot 0, and from there by slot_bytes.
+  const float* row_scales = nullptr;  // (rows, scale_blocks(depth))
+  const std::byte* weight_scales = nullptr;
+  const std::byte* bias = nullptr;  // f32 (weight_rows) in slot 0; null: none
+  int64_t slot_bytes = 0;
+
+  // bf16, one row a permuted row. Activated: weight_rows / 2 columns.
+  __nv_bfloat16* out = nullptr;
+  int64_t out_stride = 0;  // elements, multiple of 8
+  int64_t out_columns = 0;
+
+  // Gate and up rows are interleaved (gemm/layout.h), and activation(gate, up) is what is stored.
+  int32_t activated = 0;
+  int32_t activation = 0;  // moe::Activation
+  float alpha = 0, limit = 0;
+
+  // The weights were ready before the kernel in front of this one: start to load them at once.
+  int32_t weights_early = 0;
+};
+
+constexpr int32_t tile_tokens(TileClass size, bool fp8 = false) {
+  return size == TileClass::small ? 32 : size == TileClass::medium || fp8 ? 128 : 256;
+}
+constexpr int32_t token_box(TileClass size) { return size == TileClass::small ? 8 : 32; }
+constexpr int32_t tile_rows(TileClass size) { return size == TileClass::small ? 64 : 128; }
+
+// Few rows per expert: bandwidth decides, small tiles spread it. Many: arithmetic does.
+constexpr TileClass choose_tile_class(int64_t pairs, int64_t num_experts) {
+  const int64_t mean = pairs / num_experts;
+  return mean <= 12 ? TileClass::small : mean <= 72 ? TileClass::medium : TileClass::large;
+}
+
+// `max_tiles` bounds *tile_count; `multiprocessors` is the device's.
+cudaError_t launch_grouped_gemm_bf16(TileClass size, const GroupedGemmArgs& args, int64_t max_tiles,
+                                     int multiprocessors, cudaStream_t stream);
+cudaError_t launch_grouped_gemm_fp8(TileClass size, const GroupedGemmArgs& args, int64_t max_tiles,
+                                    int multiprocessors, cudaStream_t stream);
+
+}  // namespace moe::cuda

@@ -1,0 +1,75 @@
+// How one expert lies in a slot of the GPU's pool. What lies in a pinned host slot is the same
+// bytes, so a miss is one copy. Everything is row-major; the copy engine swizzles on the way in.
+//
+//   gate_up       (2 * intermediate', hidden')   rows in blocks of 8: 8 gate rows, their 8 up rows,
+//                                                the next 8 gate rows, ... so that one thread of a
+//                                                matrix tile ends up with a gate and its up
+//   down          (hidden, intermediate')
+//   gate_up_scale (2, blocks(intermediate), blocks(hidden)) f32, gate then up     fp8 only
+//   down_scale    (blocks(hidden), blocks(intermediate)) f32                       fp8 only
+//   gate_up_bias  (2 * intermediate') f32, rows as in gate_up                      with bias only
+//   down_bias     (hidden) f32                                                     with bias only
+//
+// x' is x rounded up to 16 bytes of weights, the copy engine's granule; what is added is zero.
+// blocks(x) = ceil(x / 128). Each section starts at a multiple of 256 bytes, as does a slot.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace moe::cuda {
+
+inline constexpr int64_t kInterleave = 8;   // rows of gate before their rows of up
+inline constexpr int64_t kScaleBlock = 128;  // inputs and outputs that share an fp8 scale
+inline constexpr int64_t kSlotAlignment = 256;
+
+struct SlotShape {
+  int64_t hidden = 0;
+  int64_t intermediate = 0;
+  int32_t element_bytes = 2;  // 2: bf16; 1: e4m3 with block scales
+  bool bias = false;
+};
+
+// Byte offsets from the start of the slot; a section that is absent has the next one's offset.
+struct SlotSections {
+  int64_t hidden_stride = 0;        // elements of a row of gate_up: hidden'
+  int64_t intermediate_stride = 0;  // elements of a row of down: intermediate'
+  int64_t gate_up = 0;
+  int64_t down = 0;
+  int64_t gate_up_scale = 0;
+  int64_t down_scale = 0;
+  int64_t gate_up_bias = 0;
+  int64_t down_bias = 0;
+  int64_t bytes = 0;
+};
+
+constexpr int64_t round_up(int64_t value, int64_t granule) {
+  return (value + granule - 1) / granule * granule;
+}
+
+constexpr int64_t scale_blocks(int64_t size) { return (size + kScaleBlock - 1) / kScaleBlock; }
+
+// Sizes must be validated before: no overflow is checked here.
+constexpr SlotSections slot_sections(const SlotShape& shape) {
+  const int64_t granule = 16 / shape.element_bytes;
+  const int64_t blocks = scale_blocks(shape.hidden) * scale_blocks(shape.intermediate);
+  const bool fp8 = shape.element_bytes == 1;
+  SlotSections s;
+  s.hidden_stride = round_up(shape.hidden, granule);
+  s.intermediate_stride = round_up(shape.intermediate, granule);
+  auto next = [](int64_t offset, int64_t bytes) { return round_up(offset + bytes, kSlotAlignment); };
+  s.down = next(s.gate_up, 2 * s.intermediate_stride * s.hidden_stride * shape.element_bytes);
+  s.gate_up_scale = next(s.down, shape.hidden * s.intermediate_stride * shape.element_bytes);
+  s.down_scale = next(s.gate_up_scale, fp8 ? 2 * blocks * 4 : 0);
+  s.gate_up_bias = next(s.down_scale, fp8 ? blocks * 4 : 0);
+  s.down_bias = next(s.gate_up_bias, shape.bias ? 2 * s.intermediate_stride * 4 : 0);
+  s.bytes = next(s.down_bias, shape.bias ? shape.hidden * 4 : 0);
+  return s;
+}
+
+// The row of gate_up that holds gate row i; its up row is kInterleave below.
+constexpr int64_t gate_row(int64_t i) {
+  return i / kInterleave * 2 * kInterleave + i % kInterleave;
+}
+
+}  // namespace moe::cuda

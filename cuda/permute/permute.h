@@ -1,0 +1,49 @@
+// Groups the chosen (token, expert) pairs by expert, on the device and without a host wait: a stable
+// counting sort. Rows of the permuted batch ascend in the expert's index and, within an expert, in
+// the pair's index p = token * top_k + place. The same pass cuts each expert's rows into tiles.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+namespace moe::cuda {
+
+// The tiles of one expert, as one entry per tile: entry `first + i` of the list for i < tiles.
+// A kernel with m weight tiles per expert finds its t-th piece of work in entry t / m.
+struct alignas(16) TokenTile {
+  int32_t slot;   // of the pool
+  int32_t first;  // index of the expert's first entry
+  int32_t tiles;  // entries of the expert
+  int32_t row;    // its first permuted row
+  int32_t rows;   // its rows
+  int32_t expert;
+  int32_t padding[2];
+};
+
+struct PermuteArgs {
+  const int32_t* ids = nullptr;  // (tokens, top_k); -1: no expert
+  int64_t tokens = 0;
+  int32_t top_k = 0;
+  int32_t num_experts = 0;
+
+  const int32_t* slot_of_expert = nullptr;  // (num_experts), the table on the device
+  int32_t tile_tokens = 0;                  // most rows of a tile
+
+  int32_t* row_token = nullptr;    // (tokens * top_k): the token of a permuted row
+  int32_t* row_of_pair = nullptr;  // (tokens * top_k): the permuted row of a pair; -1: none
+  TokenTile* tiles = nullptr;      // (max_tiles)
+  int32_t* tile_count = nullptr;   // (1)
+};
+
+// Bound of tile_count.
+constexpr int64_t max_tiles(int64_t pairs, int64_t num_experts, int64_t tile_tokens) {
+  return pairs / tile_tokens + (pairs < num_experts ? pairs : num_experts);
+}
+
+inline constexpr int32_t kMaxExperts = 4096;
+
+// tokens * top_k must be below 2^31.
+cudaError_t launch_permute(const PermuteArgs& args, cudaStream_t stream);
+
+}  // namespace moe::cuda

@@ -1,0 +1,228 @@
+#include "cuda/oracle.h"
+
+#include <cuda_fp8.h>
+
+namespace moe::cuda::test {
+namespace {
+
+__device__ inline uint64_t mix(uint64_t x) {  // splitmix64
+  x += 0x9E3779B97F4A7C15ull;
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
+  return x ^ (x >> 31);
+}
+
+__device__ inline float normal(uint64_t seed, uint64_t index) {
+  const uint64_t bits = mix(mix(seed) ^ index);
+  const float u = (static_cast<uint32_t>(bits) + 0.5f) * 0x1p-32f;
+  const float v = static_cast<uint32_t>(bits >> 32) * 0x1p-32f;
+  return sqrtf(-2.0f * __logf(fmaxf(u, 1e-12f))) * __cosf(6.2831853f * v);
+}
+
+template <typename T>
+__global__ void fill(T* out, int64_t count, float scale, uint64_t seed) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step)
+    out[i] = static_cast<T>(scale * normal(seed, i));
+}
+
+// One section of one slot; rows and columns from the first padded one on are zero.
+struct Section {
+  std::byte* base;
+  int64_t rows, columns, stride, valid_rows;
+  int32_t interleaved, bytes;
+  float scale;
+  uint64_t seed;
+};
+
+__device__ inline bool padding_row(const Section& s, int64_t row) {
+  return s.interleaved ? row / 16 * 8 + row % 8 >= s.valid_rows : row >= s.valid_rows;
+}
+
+__global__ void fill_section(const Section s) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+       i < s.rows * s.stride; i += step) {
+    const bool zero = i % s.stride >= s.columns || padding_row(s, i / s.stride);
+    const float value = zero ? 0.0f : s.scale * normal(s.seed, i);
+    if (s.bytes == 4) reinterpret_cast<float*>(s.base)[i] = value;
+    if (s.bytes == 2) reinterpret_cast<__nv_bfloat16*>(s.base)[i] = __float2bfloat16(value);
+    if (s.bytes == 1) reinterpret_cast<__nv_fp8_e4m3*>(s.base)[i] = __nv_fp8_e4m3(value);
+  }
+}
+
+// Positive and spread by a factor of about two around `scale`.
+__global__ void fill_scales(float* out, int64_t count, float scale, uint64_t seed) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i < count) out[i] = scale * exp2f(fminf(fmaxf(0.5f * normal(seed, i), -1.0f), 1.0f));
+}
+
+// A weight of a slot as the format says.
+struct Reader {
+  const ExpertPool& pool;
+  const std::byte* slot;
+
+  __device__ double at(int64_t offset, int64_t row, int64_t stride, int64_t column) const {
+    const std::byte* p = slot + offset + (row * stride + column) * pool.shape.element_bytes;
+    if (pool.shape.element_bytes == 2)
+      return __bfloat162float(*reinterpret_cast<const __nv_bfloat16*>(p));
+    return static_cast<float>(*reinterpret_cast<const __nv_fp8_e4m3*>(p));
+  }
+  __device__ double f32(int64_t offset, int64_t index) const {
+    return reinterpret_cast<const float*>(slot + offset)[index];
+  }
+  __device__ double gate_up(bool up, int64_t i, int64_t column) const {
+    const SlotSections& s = pool.sections;
+    const double code = at(s.gate_up, gate_row(i) + (up ? kInterleave : 0), s.hidden_stride, column);
+    if (pool.shape.element_bytes == 2) return code;
+    const int64_t blocks = scale_blocks(pool.shape.hidden);
+    const int64_t row = i / kScaleBlock + (up ? scale_blocks(pool.shape.intermediate) : 0);
+    return code * f32(s.gate_up_scale, row * blocks + column / kScaleBlock);
+  }
+  __device__ double down(int64_t row, int64_t i) const {
+    const SlotSections& s = pool.sections;
+    const double code = at(s.down, row, s.intermediate_stride, i);
+    if (pool.shape.element_bytes == 2) return code;
+    return code * f32(s.down_scale, row / kScaleBlock * scale_blocks(pool.shape.intermediate) +
+                                        i / kScaleBlock);
+  }
+};
+
+__device__ double activate(const OracleArgs& args, double g, double u) {
+  const double limit = args.limit;
+  switch (args.activation) {
+    case 0: return g / (1 + exp(-g)) * u;
+    case 1: return 0.5 * g * (1 + erf(g * 0.70710678118654752)) * u;
+    case 2: return 0.5 * g * (1 + tanh(0.79788456080286536 * (g + 0.044715 * g * g * g))) * u;
+    case 3: return fmax(g, 0.0) * u;
+    case 4: return fmax(g, 0.0) * fmax(g, 0.0) * u;
+    case 5:
+      g = fmin(g, limit);
+      return (fmin(fmax(u, -limit), limit) + 1) * g / (1 + exp(-args.alpha * g));
+    default: return fmin(g / (1 + exp(-g)), limit) * fmin(fmax(u, -limit), limit);
+  }
+}
+
+__device__ double warp_sum(double x) {
+  for (int d = 16; d > 0; d /= 2) x += __shfl_xor_sync(~0u, x, d);
+  return x;
+}
+
+// blockIdx: (intermediate / 8, places, samples); a warp an element.
+__global__ void oracle_up(const OracleArgs args) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * 8 + threadIdx.x / 32;
+  const int64_t token = args.samples[blockIdx.z];
+  const int32_t id = args.ids[token * args.top_k + blockIdx.y];
+  const SlotShape& shape = args.pool.shape;
+  if (id < 0 || i >= shape.intermediate) return;
+  const Reader weights{args.pool, args.pool.base + args.pool.slot_of_expert[id] * args.pool.slot_bytes};
+  double g = 0, u = 0;
+  for (int64_t c = threadIdx.x % 32; c < shape.hidden; c += 32) {
+    const double x = __bfloat162float(args.hidden[token * shape.hidden + c]);
+    g += x * weights.gate_up(false, i, c);
+    u += x * weights.gate_up(true, i, c);
+  }
+  g = warp_sum(g), u = warp_sum(u);
+  if (shape.bias) {
+    g += weights.f32(args.pool.sections.gate_up_bias, gate_row(i));
+    u += weights.f32(args.pool.sections.gate_up_bias, gate_row(i) + kInterleave);
+  }
+  if (threadIdx.x % 32 == 0)
+    args.scratch[(blockIdx.z * args.top_k + blockIdx.y) * shape.intermediate + i] =
+        activate(args, g, u);
+}
+
+// blockIdx: (hidden / 8, 1, samples).
+__global__ void oracle_down(const OracleArgs args) {
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * 8 + threadIdx.x / 32;
+  const int64_t token = args.samples[blockIdx.z];
+  const SlotShape& shape = args.pool.shape;
+  if (row >= shape.hidden) return;
+  double sum = 0;
+  for (int place = 0; place < args.top_k; ++place) {
+    const int32_t id = args.ids[token * args.top_k + place];
+    if (id < 0) continue;
+    const Reader weights{args.pool,
+                         args.pool.base + args.pool.slot_of_expert[id] * args.pool.slot_bytes};
+    const double* x = args.scratch + (blockIdx.z * args.top_k + place) * shape.intermediate;
+    double y = 0;
+    for (int64_t i = threadIdx.x % 32; i < shape.intermediate; i += 32)
+      y += x[i] * weights.down(row, i);
+    y = warp_sum(y);
+    if (shape.bias) y += weights.f32(args.pool.sections.down_bias, row);
+    sum += args.weights[token * args.top_k + place] * y;
+  }
+  if (threadIdx.x % 32 == 0) args.out[blockIdx.z * shape.hidden + row] = sum;
+}
+
+__global__ void compare(const uint32_t* a, const uint32_t* b, int64_t words,
+                        unsigned long long* different) {
+  unsigned long long found = 0;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < words;
+       i += static_cast<int64_t>(gridDim.x) * blockDim.x)
+    found += a[i] != b[i];
+  if (found) atomicAdd(different, found);
+}
+
+}  // namespace
+
+cudaError_t fill_normal(__nv_bfloat16* out, int64_t count, float scale, uint64_t seed) {
+  fill<<<2048, 256>>>(out, count, scale, seed);
+  return cudaGetLastError();
+}
+
+cudaError_t fill_normal(float* out, int64_t count, float scale, uint64_t seed) {
+  fill<<<2048, 256>>>(out, count, scale, seed);
+  return cudaGetLastError();
+}
+
+cudaError_t fill_pool(const ExpertPool& pool, std::byte* base, uint64_t seed) {
+  const SlotShape& shape = pool.shape;
+  const SlotSections& s = pool.sections;
+  const bool fp8 = shape.element_bytes == 1;
+  const float up = 1 / sqrtf(shape.hidden), down = 1 / sqrtf(shape.intermediate);
+  for (int64_t slot = 0; slot < pool.slots; ++slot) {
+    std::byte* p = base + slot * pool.slot_bytes;
+    const uint64_t key = seed * 1000003 + slot * 16;
+    fill_section<<<1024, 256>>>({p + s.gate_up, 2 * s.intermediate_stride, shape.hidden,
+                                 s.hidden_stride, shape.intermediate, 1, shape.element_bytes,
+                                 fp8 ? 64.0f : up, key});
+    fill_section<<<1024, 256>>>({p + s.down, shape.hidden, shape.intermediate,
+                                 s.intermediate_stride, shape.hidden, 0, shape.element_bytes,
+                                 fp8 ? 64.0f : down, key + 1});
+    if (fp8) {
+      const int64_t blocks = scale_blocks(shape.hidden) * scale_blocks(shape.intermediate);
+      const auto grid = [](int64_t count) { return static_cast<unsigned>((count + 255) / 256); };
+      fill_scales<<<grid(2 * blocks), 256>>>(reinterpret_cast<float*>(p + s.gate_up_scale),
+                                             2 * blocks, up / 64, key + 2);
+      fill_scales<<<grid(blocks), 256>>>(reinterpret_cast<float*>(p + s.down_scale), blocks,
+                                         down / 64, key + 3);
+    }
+    if (shape.bias) {
+      fill_section<<<64, 256>>>({p + s.gate_up_bias, 2 * s.intermediate_stride, 1, 1,
+                                 shape.intermediate, 1, 4, 0.5f, key + 4});
+      fill_section<<<64, 256>>>({p + s.down_bias, shape.hidden, 1, 1, shape.hidden, 0, 4, 0.5f,
+                                 key + 5});
+    }
+  }
+  return cudaGetLastError();
+}
+
+cudaError_t count_different(const void* a, const void* b, int64_t words,
+                            unsigned long long* different) {
+  compare<<<1024, 256>>>(static_cast<const uint32_t*>(a), static_cast<const uint32_t*>(b), words,
+                         different);
+  return cudaGetLastError();
+}
+
+cudaError_t oracle(const OracleArgs& args) {
+  const SlotShape& shape = args.pool.shape;
+  const unsigned samples = static_cast<unsigned>(args.num_samples);
+  const dim3 up(static_cast<unsigned>((shape.intermediate + 7) / 8), args.top_k, samples);
+  const dim3 down(static_cast<unsigned>((shape.hidden + 7) / 8), 1, samples);
+  oracle_up<<<up, 256>>>(args);
+  oracle_down<<<down, 256>>>(args);
+  return cudaGetLastError();
+}
+
+}  // namespace moe::cuda::test
