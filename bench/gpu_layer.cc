@@ -4,8 +4,6 @@
 // token draws its experts uniformly. Sampled rows are checked against double precision.
 //
 //   gpu_layer [--shapes a,b] [--tokens 1,4] [--format bf16|fp8] [--peers points.csv] [--quick]
-#include <cuda_runtime_api.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -13,10 +11,15 @@
 #include <cstring>
 #include <fstream>
 #include <map>
+#include <numeric>
+#include <random>
 #include <sstream>
 #include <string>
 #include <vector>
 
+#include <cuda_runtime_api.h>
+
+#include "cuda/buffer.h"
 #include "cuda/oracle.h"
 #include "gpu_limits.h"
 #include "router/topk.h"
@@ -25,6 +28,7 @@
 namespace {
 
 using namespace moe::cuda;
+using moe::cuda::test::Buffer;
 
 struct Shape {
   const char* name;
@@ -45,38 +49,6 @@ struct Options {
   bool quick = false;  // limits of the H200 instead of measuring them
   std::string peers;
   int32_t size = -1, gather = -1;
-};
-
-void check(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return;
-  std::fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(error));
-  std::exit(1);
-}
-#define CHECK(call) check(call, #call)
-
-template <typename T>
-class Buffer {
- public:
-  explicit Buffer(int64_t count) : count_(count) {
-    CHECK(cudaMalloc(reinterpret_cast<void**>(&data_), std::max<int64_t>(count, 1) * sizeof(T)));
-  }
-  ~Buffer() { cudaFree(data_); }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  T* data() const { return data_; }
-  int64_t size() const { return count_; }
-  std::vector<T> host() const {
-    std::vector<T> out(count_);
-    CHECK(cudaMemcpy(out.data(), data_, count_ * sizeof(T), cudaMemcpyDeviceToHost));
-    return out;
-  }
-  void set(const std::vector<T>& from) {
-    CHECK(cudaMemcpy(data_, from.data(), from.size() * sizeof(T), cudaMemcpyHostToDevice));
-  }
-
- private:
-  T* data_ = nullptr;
-  int64_t count_;
 };
 
 struct Limits {
@@ -114,20 +86,18 @@ Peers read_peers(const std::string& path, bool fp8) {
 class ShapeBench {
  public:
   ShapeBench(const Shape& shape, bool fp8, const Limits& limits)
-      : shape_(shape), limits_(limits), fp8_(fp8), pool_bytes_(make_pool(shape, fp8)),
-        slots_(shape.experts) {
-    // Slots in a shuffled order: an expert's address says nothing about its index.
-    std::vector<int32_t> order(shape.experts);
-    for (int32_t e = 0; e < shape.experts; ++e) order[e] = (e * 5 + 3) % shape.experts;
-    if (shape.experts % 5 == 0) for (int32_t e = 0; e < shape.experts; ++e) order[e] = e;
-    slots_.set(order);
+      : shape_(shape),
+        limits_(limits),
+        fp8_(fp8),
+        pool_bytes_(pool_size(shape, fp8)),
+        slots_(shuffled(shape.experts)) {
     pool_.base = pool_bytes_.data();
     pool_.slot_of_expert = slots_.data();
-    CHECK(moe::cuda::test::fill_pool(pool_, pool_bytes_.data(), 7));
-    CHECK(make_pool_maps(pool_, &maps_));
-    CHECK(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, 0));
-    CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
-    CHECK(cudaDeviceSynchronize());
+    MOE_CHECK(moe::cuda::test::fill_pool(pool_, pool_bytes_.data(), 7));
+    MOE_CHECK(make_pool_maps(pool_, &maps_));
+    MOE_CHECK(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, 0));
+    MOE_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+    MOE_CHECK(cudaDeviceSynchronize());
   }
   ~ShapeBench() { cudaStreamDestroy(stream_); }
 
@@ -138,11 +108,9 @@ class ShapeBench {
     Buffer<float> logits(layers * tokens * shape_.experts);
     Buffer<std::byte> workspace(static_cast<int64_t>(
         layer_workspace_bytes(pool_.shape, shape_.experts, tokens, shape_.top_k)));
-    CHECK(moe::cuda::test::fill_normal(hidden.data(), hidden.size(), 1, tokens));
-    CHECK(moe::cuda::test::fill_normal(logits.data(), logits.size(), 1, tokens + 1));
-    CHECK(cudaMemset(out.data(), 0xFF, out.size() * 2));
-    CHECK(cudaMemset(workspace.data(), 0xFF, workspace.size()));
-    CHECK(cudaDeviceSynchronize());
+    MOE_CHECK(moe::cuda::test::fill_normal(hidden.data(), hidden.size(), 1, tokens));
+    MOE_CHECK(moe::cuda::test::fill_normal(logits.data(), logits.size(), 1, tokens + 1));
+    MOE_CHECK(cudaDeviceSynchronize());
 
     auto layer = [&](int i, __nv_bfloat16* to) {
       LayerArgs args = {};
@@ -161,54 +129,61 @@ class ShapeBench {
     };
     cudaGraph_t graph;
     cudaGraphExec_t exec;
-    CHECK(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeGlobal));
-    for (int i = 0; i < layers; ++i)
-      CHECK(layer(i, out.data() + i * tokens * shape_.hidden));
-    CHECK(cudaStreamEndCapture(stream_, &graph));
-    CHECK(cudaGraphInstantiate(&exec, graph, 0));
+    MOE_CHECK(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeGlobal));
+    for (int i = 0; i < layers; ++i) MOE_CHECK(layer(i, out.data() + i * tokens * shape_.hidden));
+    MOE_CHECK(cudaStreamEndCapture(stream_, &graph));
+    MOE_CHECK(cudaGraphInstantiate(&exec, graph, 0));
 
     const double time = replay(exec, layers);
-    CHECK(layer(0, again.data()));
-    CHECK(cudaStreamSynchronize(stream_));
+    MOE_CHECK(layer(0, again.data()));
+    MOE_CHECK(cudaStreamSynchronize(stream_));
     Buffer<unsigned long long> different(1);
-    CHECK(cudaMemset(different.data(), 0, 8));
-    CHECK(moe::cuda::test::count_different(out.data(), again.data(), again.size() / 2, different.data()));
+    MOE_CHECK(cudaMemset(different.data(), 0, 8));
+    MOE_CHECK(moe::cuda::test::count_different(out.data(), again.data(), again.size() / 2,
+                                               different.data()));
     double distinct = 0;
-    const double error =
-        verify(tokens, hidden, logits, out, layers - 1, &distinct);
+    const double error = verify(tokens, hidden, logits, out, layers - 1, &distinct);
     report(tokens, time, distinct, error, different.host()[0], peers);
-    CHECK(cudaGraphExecDestroy(exec));
-    CHECK(cudaGraphDestroy(graph));
+    MOE_CHECK(cudaGraphExecDestroy(exec));
+    MOE_CHECK(cudaGraphDestroy(graph));
   }
 
  private:
-  Buffer<std::byte> make_pool(const Shape& shape, bool fp8) {
+  int64_t pool_size(const Shape& shape, bool fp8) {
     pool_.shape = {shape.hidden, shape.intermediate, fp8 ? 1 : 2, false};
     pool_.sections = slot_sections(pool_.shape);
     pool_.slots = pool_.num_experts = shape.experts;
     pool_.slot_bytes = pool_.sections.bytes;
-    return Buffer<std::byte>(pool_.slots * pool_.slot_bytes);
+    return pool_.slots * pool_.slot_bytes;
+  }
+
+  // An expert's slot says nothing about its index.
+  static std::vector<int32_t> shuffled(int32_t experts) {
+    std::vector<int32_t> slots(experts);
+    std::iota(slots.begin(), slots.end(), 0);
+    std::shuffle(slots.begin(), slots.end(), std::mt19937(7));
+    return slots;
   }
 
   // Median seconds of a layer.
   double replay(cudaGraphExec_t exec, int layers) {
     cudaEvent_t begin, end;
-    CHECK(cudaEventCreate(&begin));
-    CHECK(cudaEventCreate(&end));
+    MOE_CHECK(cudaEventCreate(&begin));
+    MOE_CHECK(cudaEventCreate(&end));
     std::vector<double> times;
     double spent = 0;
     for (int i = 0; i < 43 && (i < 8 || spent < 0.25); ++i) {
-      CHECK(cudaEventRecord(begin, stream_));
-      CHECK(cudaGraphLaunch(exec, stream_));
-      CHECK(cudaEventRecord(end, stream_));
-      CHECK(cudaEventSynchronize(end));
+      MOE_CHECK(cudaEventRecord(begin, stream_));
+      MOE_CHECK(cudaGraphLaunch(exec, stream_));
+      MOE_CHECK(cudaEventRecord(end, stream_));
+      MOE_CHECK(cudaEventSynchronize(end));
       float ms = 0;
-      CHECK(cudaEventElapsedTime(&ms, begin, end));
+      MOE_CHECK(cudaEventElapsedTime(&ms, begin, end));
       spent += ms * 1e-3;
       if (i >= 3) times.push_back(ms * 1e-3 / layers);
     }
-    CHECK(cudaEventDestroy(begin));
-    CHECK(cudaEventDestroy(end));
+    MOE_CHECK(cudaEventDestroy(begin));
+    MOE_CHECK(cudaEventDestroy(end));
     std::nth_element(times.begin(), times.begin() + times.size() / 2, times.end());
     return times[times.size() / 2];
   }
@@ -218,14 +193,14 @@ class ShapeBench {
                 const Buffer<__nv_bfloat16>& out, int i, double* distinct) {
     Buffer<int32_t> ids(tokens * shape_.top_k);
     Buffer<float> weights(tokens * shape_.top_k);
-    CHECK(launch_topk({logits.data() + i * tokens * shape_.experts, tokens, shape_.experts,
-                       shape_.top_k, ids.data(), weights.data()},
-                      nullptr));
+    MOE_CHECK(launch_topk({logits.data() + i * tokens * shape_.experts, tokens, shape_.experts,
+                           shape_.top_k, ids.data(), weights.data()},
+                          nullptr));
     std::vector<int64_t> samples;
     const int64_t count = std::min<int64_t>(tokens, 8);
-    for (int64_t s = 0; s < count; ++s) samples.push_back(s * (tokens - 1) / std::max<int64_t>(count - 1, 1));
-    Buffer<int64_t> rows(count);
-    rows.set(samples);
+    for (int64_t s = 0; s < count; ++s)
+      samples.push_back(s * (tokens - 1) / std::max<int64_t>(count - 1, 1));
+    const Buffer<int64_t> rows(samples);
     Buffer<double> scratch(count * shape_.top_k * shape_.intermediate), want(count * shape_.hidden);
     moe::cuda::test::OracleArgs args = {};
     args.pool = pool_;
@@ -237,18 +212,16 @@ class ShapeBench {
     args.num_samples = count;
     args.scratch = scratch.data();
     args.out = want.data();
-    CHECK(moe::cuda::test::oracle(args));
-    CHECK(cudaDeviceSynchronize());
+    MOE_CHECK(moe::cuda::test::oracle(args));
+    MOE_CHECK(cudaDeviceSynchronize());
 
     std::vector<bool> hit(shape_.experts);
     for (const int32_t id : ids.host()) hit[id] = true;
     *distinct = static_cast<double>(std::count(hit.begin(), hit.end(), true));
     const std::vector<double> reference = want.host();
     double error = 0, norm = 0;
-    std::vector<__nv_bfloat16> row(shape_.hidden);
     for (int64_t s = 0; s < count; ++s) {
-      CHECK(cudaMemcpy(row.data(), out.data() + (i * tokens + samples[s]) * shape_.hidden,
-                       shape_.hidden * 2, cudaMemcpyDeviceToHost));
+      const auto row = out.host((i * tokens + samples[s]) * shape_.hidden, shape_.hidden);
       for (int64_t c = 0; c < shape_.hidden; ++c) {
         const double r = reference[s * shape_.hidden + c], d = __bfloat162float(row[c]) - r;
         error += d * d;
@@ -267,13 +240,17 @@ class ShapeBench {
     const double bytes = expected * 3 * shape_.hidden * shape_.intermediate * element +
                          tokens * (4.0 * shape_.hidden + 4.0 * shape_.experts);
     const double flops = 6.0 * tokens * shape_.top_k * shape_.hidden * shape_.intermediate;
-    const double floor = std::max(bytes / limits_.bandwidth, flops / (fp8_ ? limits_.fp8 : limits_.bf16));
+    const double floor =
+        std::max(bytes / limits_.bandwidth, flops / (fp8_ ? limits_.fp8 : limits_.bf16));
     const auto peer = peers.find({shape_.name, tokens});
     std::printf("%-8s %5lld %5.0f %10.1f %10.1f %4.0f%% ", shape_.name,
-                static_cast<long long>(tokens), distinct, time * 1e6, floor * 1e6, 100 * floor / time);
+                static_cast<long long>(tokens), distinct, time * 1e6, floor * 1e6,
+                100 * floor / time);
     if (peer != peers.end())
-      std::printf("%10.1f %5.2f %-18s", peer->second.first, peer->second.first / (time * 1e6), peer->second.second.c_str());
-    std::printf(" %.1e %s %.0f TF %.2f TB/s\n", error, different ? "BITS DIFFER" : "same", flops / time * 1e-12, bytes / time * 1e-12);
+      std::printf("%10.1f %5.2f %-18s", peer->second.first, peer->second.first / (time * 1e6),
+                  peer->second.second.c_str());
+    std::printf(" %.1e %s %.0f TF %.2f TB/s\n", error, different ? "BITS DIFFER" : "same",
+                flops / time * 1e-12, bytes / time * 1e-12);
     std::fflush(stdout);
   }
 
@@ -321,7 +298,7 @@ Options parse(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   const Options options = parse(argc, argv);
-  if (int count = 0; cudaGetDeviceCount(&count) != cudaSuccess || count == 0) {
+  if (!moe::cuda::test::have_gpu()) {
     std::printf("no CUDA device here\n");
     return 77;
   }
@@ -329,20 +306,22 @@ int main(int argc, char** argv) {
   if (!options.quick) {
     const double bandwidth = moe::bench::read_bandwidth();
     const double bf16 = moe::bench::matrix_rate(false), fp8 = moe::bench::matrix_rate(true);
-    std::printf("measured: read %.2f TB/s, cuBLASLt 8192^3 bf16 %.0f, fp8 %.0f TFLOP/s (0: not measured)\n",
-                bandwidth * 1e-12, bf16 * 1e-12, fp8 * 1e-12);
+    std::printf(
+        "measured: read %.2f TB/s, cuBLASLt 8192^3 bf16 %.0f, fp8 %.0f TFLOP/s (0: not measured)\n",
+        bandwidth * 1e-12, bf16 * 1e-12, fp8 * 1e-12);
   }
   std::printf("roofline with %.2f TB/s, bf16 %.0f, fp8 %.0f TFLOP/s\n", limits.bandwidth * 1e-12,
               limits.bf16 * 1e-12, limits.fp8 * 1e-12);
-  std::printf("%-8s %5s %5s %10s %10s %5s %10s %5s %-18s %s\n", "shape", "M", "hit", "us", "roof us",
-              "", "peer us", "x", "peer", "error");
+  std::printf("%-8s %5s %5s %10s %10s %5s %10s %5s %-18s %s\n", "shape", "M", "hit", "us",
+              "roof us", "", "peer us", "x", "peer", "error");
   const Peers peers = read_peers(options.peers, options.fp8);
   for (const Shape& shape : kShapes) {
     if (!options.shapes.empty() &&
         std::find(options.shapes.begin(), options.shapes.end(), shape.name) == options.shapes.end())
       continue;
     ShapeBench bench(shape, options.fp8, limits);
-    for (const int64_t tokens : options.tokens) bench.run(tokens, peers, options.size, options.gather);
+    for (const int64_t tokens : options.tokens)
+      bench.run(tokens, peers, options.size, options.gather);
   }
   return 0;
 }

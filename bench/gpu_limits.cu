@@ -1,11 +1,11 @@
-#include "gpu_limits.h"
+#include <algorithm>
+#include <vector>
 
 #include <cublasLt.h>
 #include <cuda_bf16.h>
 #include <dlfcn.h>
 
-#include <algorithm>
-#include <vector>
+#include "gpu_limits.h"
 
 namespace moe::bench {
 namespace {
@@ -114,8 +114,8 @@ double matrix_rate(bool fp8) {
   MOE_BLAS(cublasLtMatrixLayoutCreate)(&out, CUDA_R_16BF, n, n, n);
   cublasLtMatmulPreference_t preference;
   MOE_BLAS(cublasLtMatmulPreferenceCreate)(&preference);
-  MOE_BLAS(cublasLtMatmulPreferenceSetAttribute)(
-      preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &scratch, sizeof(scratch));
+  MOE_BLAS(cublasLtMatmulPreferenceSetAttribute)
+  (preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &scratch, sizeof(scratch));
   cublasLtMatmulHeuristicResult_t found = {};
   int count = 0;
   MOE_BLAS(cublasLtMatmulAlgoGetHeuristic)

@@ -11,14 +11,18 @@
 namespace moe::cuda {
 namespace grouped {
 
+enum class Output { plain, silu, activated };  // silu: apart, for speed
+
 // Everything that is known when the kernel is compiled. A ring stage is 128 bytes of every row.
-template <Element kElementType, TileClass kSize, bool kActivated>
+template <Element kElementType, TileClass kSize, Output kOutputKind>
 struct Config {
   static constexpr Element kElement = kElementType;
   static constexpr bool kFp8 = kElement == Element::e4m3;
-  static constexpr bool kActivate = kActivated;
+  static constexpr Output kOutput = kOutputKind;
+  static constexpr bool kActivate = kOutput != Output::plain;
+  static constexpr bool kGather = gathers(kSize);
   static constexpr int kTokens = tile_tokens(kSize, kFp8);
-  static constexpr int kRows = tile_rows(kSize);
+  static constexpr int kRows = kTileRows;
   static constexpr int kConsumers = kRows / 64;
   static constexpr int kThreads = 128 * (1 + kConsumers);
   static constexpr bool kMoveRegisters = kTokens > 128;
@@ -89,7 +93,8 @@ struct WorkList {
   int64_t at = blockIdx.x;
 
   __device__ explicit WorkList(const GroupedGemmArgs& args)
-      : tiles(args.tiles), weight_tiles((args.weight_rows + C::kRows - 1) / C::kRows),
+      : tiles(args.tiles),
+        weight_tiles((args.weight_rows + C::kRows - 1) / C::kRows),
         total(static_cast<int64_t>(__ldcg(args.tile_count)) * weight_tiles) {}
 
   // Tiles of one expert that share weights are neighbours in time. They have equal sizes, but for
@@ -97,7 +102,7 @@ struct WorkList {
   __device__ bool take(Work* work) {
     if (at >= total) return false;
     const int4* entry = reinterpret_cast<const int4*>(tiles + at / weight_tiles);
-    const int4 a = __ldcg(entry);       // slot, first, tiles, row
+    const int4 a = __ldcg(entry);  // slot, first, tiles, row
     const int rows = __ldcg(entry + 1).x;
     const int local = static_cast<int>(at - static_cast<int64_t>(a.y) * weight_tiles);
     const int size = (rows + a.z * 8 - 1) / (a.z * 8) * 8;
@@ -152,7 +157,7 @@ template <typename C>
 __device__ void produce(const GroupedGemmArgs& args, const Shared<C>& shared) {
   const int thread = threadIdx.x;
   const int blocks = (args.depth + C::kDepth - 1) / C::kDepth;
-  const bool gathered = args.row_index != nullptr;
+  const bool gathered = C::kGather && args.row_index;
 
   int early = 0;  // stages whose weights are under way
   if (args.weights_early) {
@@ -169,9 +174,10 @@ __device__ void produce(const GroupedGemmArgs& args, const Shared<C>& shared) {
   WorkList<C> list(args);
   Work work;
   Cursor<C::kStages> cursor;
-  Gather<C> gather;
+  [[maybe_unused]] Gather<C> gather;
   while (list.take(&work)) {
-    if (gathered) gather.start(args, work);
+    if constexpr (C::kGather)
+      if (gathered) gather.start(args, work);
     const int boxes = gathered ? 0 : (work.rows + C::kTokenBox - 1) / C::kTokenBox;
     for (int block = 0; block < blocks; ++block, cursor.next()) {
       barrier_wait(&shared.empty[cursor.stage], cursor.phase ^ 1);
@@ -182,7 +188,7 @@ __device__ void produce(const GroupedGemmArgs& args, const Shared<C>& shared) {
       }
       if (early > 0) --early;
       if (gathered) {
-        gather.load(args, shared, block, cursor.stage);
+        if constexpr (C::kGather) gather.load(args, shared, block, cursor.stage);
         barrier_arrive_after_copies(full);
       } else if (thread < boxes) {
         copy_box(shared.tokens(cursor.stage) + thread * C::kTokenBox * 128, &args.rows, full,
@@ -217,7 +223,7 @@ __device__ void multiply_bf16(const GroupedGemmArgs& args, const Shared<C>& shar
   for (int i = 0; i < kN / 2; ++i) sum[i] = 0;
   for (int block = 0; block < blocks; ++block, cursor->next()) {
     barrier_wait(&shared.full[cursor->stage], cursor->phase);
-    if (args.row_index) fence_async_proxy();  // cp.async wrote the token rows
+    if (C::kGather && args.row_index) fence_async_proxy();  // cp.async wrote the token rows
     multiply_stage<C, kN>(shared, cursor->stage, consumer, sum, true);
     wgmma_wait<1>();
     if (leader && previous >= 0) barrier_arrive(&shared.empty[previous]);
@@ -259,7 +265,7 @@ __device__ void multiply_fp8(const GroupedGemmArgs& args, const Shared<C>& share
   for (int block = 0; block < blocks; ++block, cursor->next()) {
     float part[kN / 2];
     barrier_wait(&shared.full[cursor->stage], cursor->phase);
-    if (args.row_index) fence_async_proxy();  // cp.async wrote the token rows
+    if (C::kGather && args.row_index) fence_async_proxy();  // cp.async wrote the token rows
     multiply_stage<C, kN>(shared, cursor->stage, consumer, part, false);
     const int ahead = block + 1 < blocks ? block + 1 : block;
     const float next_low = __ldg(scales.low + ahead), next_high = __ldg(scales.high + ahead);
@@ -292,11 +298,13 @@ struct Packer {
   const GroupedGemmArgs& args;
   const float (&sum)[kN / 2];
   float low_bias, high_bias;
+  __device__ float apply(float gate, float up) const {
+    if constexpr (C::kOutput == Output::silu) return gate * sigmoid(gate) * up;
+    return activate(args.activation, args.alpha, args.limit, gate, up);
+  }
   __device__ uint32_t activated(int j) const {
     const float* d = sum + 4 * j;
-    return pack(activate(args.activation, args.alpha, args.limit, d[0] + low_bias, d[2] + high_bias),
-                activate(args.activation, args.alpha, args.limit, d[1] + low_bias,
-                         d[3] + high_bias));
+    return pack(apply(d[0] + low_bias, d[2] + high_bias), apply(d[1] + low_bias, d[3] + high_bias));
   }
   __device__ uint32_t low(int j) const {
     return pack(sum[4 * j] + low_bias, sum[4 * j + 1] + low_bias);
@@ -345,8 +353,8 @@ __device__ void write_chunk(const GroupedGemmArgs& args, const Work& work, int c
                             const std::byte* staging) {
   constexpr int kPieces = C::kColumns / 8;
   const int thread = threadIdx.x % 128;
-  const int64_t column = (work.weight_row + consumer * 64) / (C::kActivate ? 2 : 1) +
-                         thread % kPieces * 8;
+  const int64_t column =
+      (work.weight_row + consumer * 64) / (C::kActivate ? 2 : 1) + thread % kPieces * 8;
   if (column >= args.out_columns) return;
 #pragma unroll
   for (int token = thread / kPieces; token < kCount; token += 128 / kPieces) {
@@ -380,7 +388,8 @@ __device__ void compute(const GroupedGemmArgs& args, const Shared<C>& shared, co
   Packer<C, kN> values{args, sum, 0, 0};
   if (args.bias) {
     const float* bias = reinterpret_cast<const float*>(args.bias + work.slot * args.slot_bytes);
-    const int row = work.weight_row + consumer * 64 + threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
+    const int row =
+        work.weight_row + consumer * 64 + threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
     if (row < args.weight_rows) values.low_bias = __ldg(bias + row);
     if (row + 8 < args.weight_rows) values.high_bias = __ldg(bias + row + 8);
   }
@@ -392,8 +401,7 @@ template <typename C, int kN, int... kMore>
 __device__ void compute_any(const GroupedGemmArgs& args, const Shared<C>& shared, const Work& work,
                             Cursor<C::kStages>* cursor, int consumer) {
   if constexpr (sizeof...(kMore) > 0) {
-    if (work.rows > kN)
-      return compute_any<C, kMore...>(args, shared, work, cursor, consumer);
+    if (work.rows > kN) return compute_any<C, kMore...>(args, shared, work, cursor, consumer);
   }
   compute<C, kN>(args, shared, work, cursor, consumer);
 }
@@ -411,7 +419,8 @@ __device__ void consume(const GroupedGemmArgs& args, const Shared<C>& shared) {
     else if constexpr (C::kTokens == 128)
       compute_any<C, 32, 64, 96, 128>(args, shared, work, &cursor, consumer);
     else
-      compute_any<C, 64, 96, 128, 144, 160, 176, 192, 208, 224, 240, 256>(args, shared, work, &cursor, consumer);
+      compute_any<C, 64, 96, 128, 144, 160, 176, 192, 208, 224, 240, 256>(args, shared, work,
+                                                                          &cursor, consumer);
   }
 }
 
@@ -453,14 +462,18 @@ cudaError_t launch_config(const GroupedGemmArgs& args, int64_t max_tiles, int mu
 template <Element kElement, TileClass kSize>
 cudaError_t launch_size(const GroupedGemmArgs& args, int64_t max_tiles, int multiprocessors,
                         cudaStream_t stream) {
-  return args.activated
-             ? launch_config<Config<kElement, kSize, true>>(args, max_tiles, multiprocessors, stream)
-             : launch_config<Config<kElement, kSize, false>>(args, max_tiles, multiprocessors,
-                                                             stream);
+  const auto run = [&](auto config) {
+    return launch_config<decltype(config)>(args, max_tiles, multiprocessors, stream);
+  };
+  if (args.row_index && !gathers(kSize)) return cudaErrorInvalidValue;
+  if (!args.activated) return run(Config<kElement, kSize, Output::plain>());
+  if (args.activation == 0) return run(Config<kElement, kSize, Output::silu>());
+  return run(Config<kElement, kSize, Output::activated>());
 }
 
 inline bool valid(const GroupedGemmArgs& args) {
-  return args.depth > 0 && args.weight_rows > 0 && args.out_stride % 8 == 0 && args.out_columns % 8 == 0;
+  return args.depth > 0 && args.weight_rows > 0 && args.out_stride % 8 == 0 &&
+         args.out_columns % 8 == 0;
 }
 
 }  // namespace grouped

@@ -1,31 +1,36 @@
 // The expert GEMMs on Hopper: for every expert, out rows = its rows times its matrix, transposed.
 //
-// Weights are the M side of the matrix units (64 or 128 rows a tile), tokens the N side (8 ... 256),
-// so that an expert with 3 tokens costs 8 columns and not 128. One producer warpgroup fills a ring in
-// shared memory: weights with the copy engine, from the expert's slot; token rows with it too, or
-// with cp.async where they are scattered. One or two consumer warpgroups multiply. The grid is
+// Weights are the M side of the matrix units (128 rows a tile), tokens the N side (8 ... 256),
+// so that an expert with 3 tokens costs 8 columns and not 128. One producer warpgroup fills a ring
+// in shared memory: weights with the copy engine, from the expert's slot; token rows with it too,
+// or with cp.async where they are scattered. Two consumer warpgroups multiply. The grid is
 // persistent; the work list is PermuteArgs::tiles.
 //
 // Tried and lost: scattered rows by the copy engine, a box of one row each: 45 cycles a box, 95
 // TFLOP/s. Scattered rows by cp.async for large tiles: 330 TFLOP/s; a copy beforehand is faster.
+// Tiles of 64 weight rows for one token: 10 ... 25 % slower than 128, but for Mixtral (9 % faster).
 #pragma once
+
+#include <cstddef>
+#include <cstdint>
 
 #include <cuda.h>
 #include <cuda_bf16.h>
 #include <cuda_runtime_api.h>
 
-#include <cstddef>
-#include <cstdint>
-
 #include "permute/permute.h"
 
 namespace moe::cuda {
 
-// How many tokens a tile may have: the kernel's size class.
-enum class TileClass : int32_t { small, medium, large };  // 32, 128, 256 (e4m3: 128)
+// A kernel's size class: weight rows x most tokens of a tile.
+enum class TileClass : int32_t {
+  small,   // 128 x 32
+  medium,  // 128 x 128
+  large,   // 128 x 256 (e4m3: 128)
+};
 
 struct GroupedGemmArgs {
-  // The matrix of every slot: box rows must be tile_rows(tile_class).
+  // The matrix of every slot: boxes of kTileRows rows.
   CUtensorMap weights;
   int64_t weight_rows = 0;  // of a slot's matrix
   int64_t depth = 0;        // columns of it that count: elements of a token row
@@ -36,7 +41,7 @@ struct GroupedGemmArgs {
   // Token rows, bf16 or e4m3: in permuted order, through a map with boxes of token_box() rows; or
   // gathered from row_base[row_index[permuted row]].
   CUtensorMap rows;
-  const int32_t* row_index = nullptr;  // null: in order
+  const int32_t* row_index = nullptr;  // null: in order; only if gathers(size)
   const std::byte* row_base = nullptr;
   int64_t row_bytes = 0;  // multiple of 16
 
@@ -60,16 +65,22 @@ struct GroupedGemmArgs {
   int32_t weights_early = 0;
 };
 
+inline constexpr int32_t kTileRows = 128;
 constexpr int32_t tile_tokens(TileClass size, bool fp8 = false) {
   return size == TileClass::small ? 32 : size == TileClass::medium || fp8 ? 128 : 256;
 }
 constexpr int32_t token_box(TileClass size) { return size == TileClass::small ? 8 : 32; }
-constexpr int32_t tile_rows(TileClass size) { return size == TileClass::small ? 64 : 128; }
+constexpr bool gathers(TileClass size) { return size != TileClass::large; }
 
-// Few rows per expert: bandwidth decides, small tiles spread it. Many: arithmetic does.
-constexpr TileClass choose_tile_class(int64_t pairs, int64_t num_experts) {
-  const int64_t mean = pairs / num_experts;
-  return mean <= 12 ? TileClass::small : mean <= 72 ? TileClass::medium : TileClass::large;
+// Few rows per expert: bandwidth decides, and stages of the ring count. Many: arithmetic does.
+constexpr TileClass choose_tile_class(int64_t tokens, int32_t top_k, int64_t num_experts) {
+  const int64_t mean = tokens * top_k / num_experts;
+  return mean <= 6 ? TileClass::small : mean <= 72 ? TileClass::medium : TileClass::large;
+}
+
+// Whether a copy of the rows in permuted order pays.
+constexpr bool choose_gather(int64_t tokens, int32_t top_k, int64_t num_experts) {
+  return tokens * top_k / num_experts >= 24;
 }
 
 // `max_tiles` bounds *tile_count; `multiprocessors` is the device's.

@@ -11,7 +11,8 @@ cudaError_t launch_grouped_gemm_bf16(TileClass size, const GroupedGemmArgs& args
     case TileClass::small:
       return launch_size<Element::bf16, TileClass::small>(args, max_tiles, multiprocessors, stream);
     case TileClass::medium:
-      return launch_size<Element::bf16, TileClass::medium>(args, max_tiles, multiprocessors, stream);
+      return launch_size<Element::bf16, TileClass::medium>(args, max_tiles, multiprocessors,
+                                                           stream);
     default:
       return launch_size<Element::bf16, TileClass::large>(args, max_tiles, multiprocessors, stream);
   }

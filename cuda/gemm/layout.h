@@ -19,7 +19,7 @@
 
 namespace moe::cuda {
 
-inline constexpr int64_t kInterleave = 8;   // rows of gate before their rows of up
+inline constexpr int64_t kInterleave = 8;    // rows of gate before their rows of up
 inline constexpr int64_t kScaleBlock = 128;  // inputs and outputs that share an fp8 scale
 inline constexpr int64_t kSlotAlignment = 256;
 
@@ -57,7 +57,9 @@ constexpr SlotSections slot_sections(const SlotShape& shape) {
   SlotSections s;
   s.hidden_stride = round_up(shape.hidden, granule);
   s.intermediate_stride = round_up(shape.intermediate, granule);
-  auto next = [](int64_t offset, int64_t bytes) { return round_up(offset + bytes, kSlotAlignment); };
+  auto next = [](int64_t offset, int64_t bytes) {
+    return round_up(offset + bytes, kSlotAlignment);
+  };
   s.down = next(s.gate_up, 2 * s.intermediate_stride * s.hidden_stride * shape.element_bytes);
   s.gate_up_scale = next(s.down, shape.hidden * s.intermediate_stride * shape.element_bytes);
   s.down_scale = next(s.gate_up_scale, fp8 ? 2 * blocks * 4 : 0);

@@ -1,5 +1,4 @@
 #include "permute/combine.h"
-
 #include "runtime/launch.cuh"
 #include "runtime/ptx.cuh"
 

@@ -3,10 +3,10 @@
 // in fp32, one rounding at the end. Ascending rows of the permuted batch are ascending experts.
 #pragma once
 
+#include <cstdint>
+
 #include <cuda_bf16.h>
 #include <cuda_runtime_api.h>
-
-#include <cstdint>
 
 namespace moe::cuda {
 

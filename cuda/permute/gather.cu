@@ -1,5 +1,4 @@
 #include "permute/gather.h"
-
 #include "runtime/launch.cuh"
 #include "runtime/ptx.cuh"
 
@@ -16,7 +15,9 @@ __global__ void __launch_bounds__(kThreads) gather(const GatherArgs args) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * (kThreads / 32);
   for (int64_t row = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
        row < args.rows; row += step) {
-    const uint4* from = reinterpret_cast<const uint4*>(args.from + args.row_token[row] * args.hidden);
+    const int32_t token = args.row_token[row];
+    if (token < 0 || token >= args.tokens) continue;  // fewer pairs were routed
+    const uint4* from = reinterpret_cast<const uint4*>(args.from + token * args.hidden);
     uint4* to = reinterpret_cast<uint4*>(args.to + row * args.hidden);
 #pragma unroll 4
     for (int64_t i = threadIdx.x % 32; i < chunks; i += 32) to[i] = __ldg(from + i);

@@ -1,5 +1,4 @@
 #include "permute/permute.h"
-
 #include "runtime/launch.cuh"
 #include "runtime/ptx.cuh"
 
@@ -9,8 +8,8 @@ namespace {
 constexpr int kThreads = 1024;
 constexpr int kWarps = kThreads / 32;
 
-// One block an expert. Each block counts all ids, which is cheaper than a second kernel: the ids are
-// a few hundred KiB in L2.
+// One block an expert. Each block counts all ids, which is cheaper than a second kernel: the ids
+// are a few hundred KiB in L2.
 __global__ void __launch_bounds__(kThreads) permute(const PermuteArgs args) {
   __shared__ int32_t count[kMaxExperts];
   __shared__ int32_t warp_first[kWarps];
@@ -65,8 +64,8 @@ __global__ void __launch_bounds__(kThreads) permute(const PermuteArgs args) {
   const int tiles = (rows + args.tile_tokens - 1) / args.tile_tokens;
   if (expert == args.num_experts - 1 && threadIdx.x == 0) *args.tile_count = first_tile + tiles;
   for (int i = threadIdx.x; i < tiles; i += kThreads)
-    args.tiles[first_tile + i] = {args.slot_of_expert[expert], first_tile, tiles, begin, rows,
-                                  expert, {0, 0}};
+    args.tiles[first_tile + i] = {
+        args.slot_of_expert[expert], first_tile, tiles, begin, rows, expert, {0, 0}};
   int row = begin + warp_first[warp];
   for (int p = from; p < to; p += 32) {
     const bool hit = p + lane < to && args.ids[p + lane] == expert;

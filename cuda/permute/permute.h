@@ -1,11 +1,12 @@
-// Groups the chosen (token, expert) pairs by expert, on the device and without a host wait: a stable
-// counting sort. Rows of the permuted batch ascend in the expert's index and, within an expert, in
-// the pair's index p = token * top_k + place. The same pass cuts each expert's rows into tiles.
+// Groups the chosen (token, expert) pairs by expert, on the device and without a host wait: a
+// stable counting sort. Rows of the permuted batch ascend in the expert's index and, within an
+// expert, in the pair's index p = token * top_k + place. The same pass cuts each expert's rows into
+// tiles.
 #pragma once
 
-#include <cuda_runtime_api.h>
-
 #include <cstdint>
+
+#include <cuda_runtime_api.h>
 
 namespace moe::cuda {
 

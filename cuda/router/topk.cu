@@ -1,5 +1,4 @@
 #include "router/topk.h"
-
 #include "runtime/launch.cuh"
 #include "runtime/ptx.cuh"
 
@@ -33,6 +32,7 @@ __device__ void select_row(const TopKArgs& args, int64_t token) {
 #pragma unroll
     for (int i = 0; i < kPerLane; ++i)
       if (lane + 32 * i == id) logit[i] = -INFINITY;
+    if (id == 1 << 30) break;  // no candidate is left
     if (place == 0) largest = best;
     const float weight = __expf(best - largest);
     sum += weight;
@@ -40,7 +40,7 @@ __device__ void select_row(const TopKArgs& args, int64_t token) {
   }
   if (lane < args.top_k) {
     args.ids[token * args.top_k + lane] = my_id;
-    args.weights[token * args.top_k + lane] = my_weight / sum;
+    args.weights[token * args.top_k + lane] = my_id < 0 ? 0.0f : my_weight / sum;
   }
 }
 
@@ -55,7 +55,8 @@ __global__ void topk(const TopKArgs args) {
 constexpr int kThreads = 1024;
 
 template <int kPerLane>
-__global__ void __launch_bounds__(kThreads) topk_permute(const TopKArgs args, const PermuteArgs out) {
+__global__ void __launch_bounds__(kThreads)
+    topk_permute(const TopKArgs args, const PermuteArgs out) {
   __shared__ int32_t count[kMaxExperts], begin[kMaxExperts];
   __shared__ int16_t ids[kMaxFusedTokens * 32];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;

@@ -1,9 +1,9 @@
 // Chooses top_k experts of each token from its logits; and, for few tokens, groups them as well.
 #pragma once
 
-#include <cuda_runtime_api.h>
-
 #include <cstdint>
+
+#include <cuda_runtime_api.h>
 
 #include "permute/permute.h"
 

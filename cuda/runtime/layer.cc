@@ -56,7 +56,9 @@ cudaError_t make_row_maps(const LayerArgs& args, const Workspace& work, TileClas
                             count * columns * 2, 2},
                            token_box(size), to);
   };
-  out->gather = args.gather >= 0 ? args.gather : size == TileClass::large;
+  out->gather = args.gather >= 0 ? args.gather
+                                 : choose_gather(args.tokens, args.top_k, args.pool.num_experts);
+  out->gather |= !gathers(size);
   const cudaError_t error = map(work.gathered, args.pool.shape.hidden, &out->gathered);
   if (error != cudaSuccess) return error;
   return map(work.activated, args.pool.sections.intermediate_stride, &out->activated);
@@ -66,20 +68,18 @@ cudaError_t enqueue_routing(const LayerArgs& args, const Workspace& work, TileCl
                             cudaStream_t stream) {
   const int32_t experts = args.pool.num_experts;
   const TopKArgs topk = {args.logits, args.tokens, experts, args.top_k, work.ids, work.weights};
-  const PermuteArgs permute = {work.ids,       args.tokens,       args.top_k,
-                               experts,        args.pool.slot_of_expert, tile_tokens(size),
-                               work.row_token, work.row_of_pair,  work.tiles,
-                               work.tile_count};
+  const PermuteArgs permute = {
+      work.ids,          args.tokens,    args.top_k,       experts,    args.pool.slot_of_expert,
+      tile_tokens(size), work.row_token, work.row_of_pair, work.tiles, work.tile_count};
   if (args.tokens <= kMaxFusedTokens) return launch_topk_permute(topk, permute, stream);
   if (const cudaError_t error = launch_topk(topk, stream); error != cudaSuccess) return error;
   return launch_permute(permute, stream);
 }
 
-GroupedGemmArgs gate_up(const LayerArgs& args, const Workspace& work, const RowMaps& maps,
-                        TileClass size) {
+GroupedGemmArgs gate_up(const LayerArgs& args, const Workspace& work, const RowMaps& maps) {
   const SlotSections& sections = args.pool.sections;
   GroupedGemmArgs gemm = {};
-  gemm.weights = args.maps->gate_up[size != TileClass::small];
+  gemm.weights = args.maps->gate_up;
   gemm.weight_rows = 2 * sections.intermediate_stride;
   gemm.depth = args.pool.shape.hidden;
   gemm.tiles = work.tiles;
@@ -102,11 +102,10 @@ GroupedGemmArgs gate_up(const LayerArgs& args, const Workspace& work, const RowM
   return gemm;
 }
 
-GroupedGemmArgs down(const LayerArgs& args, const Workspace& work, const RowMaps& maps,
-                     TileClass size) {
+GroupedGemmArgs down(const LayerArgs& args, const Workspace& work, const RowMaps& maps) {
   const SlotSections& sections = args.pool.sections;
   GroupedGemmArgs gemm = {};
-  gemm.weights = args.maps->down[size != TileClass::small];
+  gemm.weights = args.maps->down;
   gemm.weight_rows = args.pool.shape.hidden;
   gemm.depth = sections.intermediate_stride;
   gemm.tiles = work.tiles;
@@ -125,17 +124,22 @@ GroupedGemmArgs down(const LayerArgs& args, const Workspace& work, const RowMaps
 cudaError_t make_pool_maps(const ExpertPool& pool, PoolMaps* out) {
   const SlotSections& s = pool.sections;
   const int32_t bytes = pool.shape.element_bytes;
-  const PoolMatrix gate_up = {pool.base + s.gate_up, s.hidden_stride, 2 * s.intermediate_stride,
-                              pool.slots, s.hidden_stride * bytes, pool.slot_bytes, bytes};
-  const PoolMatrix down = {pool.base + s.down, s.intermediate_stride, pool.shape.hidden, pool.slots,
-                           s.intermediate_stride * bytes, pool.slot_bytes, bytes};
-  for (int i = 0; i < 2; ++i) {
-    const int32_t rows = tile_rows(i == 0 ? TileClass::small : TileClass::medium);
-    cudaError_t error = make_tensor_map(gate_up, rows, &out->gate_up[i]);
-    if (error == cudaSuccess) error = make_tensor_map(down, rows, &out->down[i]);
-    if (error != cudaSuccess) return error;
-  }
-  return cudaSuccess;
+  const PoolMatrix gate_up = {pool.base + s.gate_up,
+                              s.hidden_stride,
+                              2 * s.intermediate_stride,
+                              pool.slots,
+                              s.hidden_stride * bytes,
+                              pool.slot_bytes,
+                              bytes};
+  const PoolMatrix down = {pool.base + s.down,
+                           s.intermediate_stride,
+                           pool.shape.hidden,
+                           pool.slots,
+                           s.intermediate_stride * bytes,
+                           pool.slot_bytes,
+                           bytes};
+  const cudaError_t error = make_tensor_map(gate_up, kTileRows, &out->gate_up);
+  return error == cudaSuccess ? make_tensor_map(down, kTileRows, &out->down) : error;
 }
 
 size_t layer_workspace_bytes(const SlotShape& shape, int64_t num_experts, int64_t tokens,
@@ -149,7 +153,8 @@ cudaError_t enqueue_layer(const LayerArgs& args, cudaStream_t stream) {
   if (args.tokens == 0) return cudaSuccess;
   const int64_t pairs = args.tokens * args.top_k;
   const int64_t experts = args.pool.num_experts;
-  const TileClass size = args.size >= 0 ? static_cast<TileClass>(args.size) : choose_tile_class(pairs, experts);
+  const TileClass size = args.size >= 0 ? static_cast<TileClass>(args.size)
+                                        : choose_tile_class(args.tokens, args.top_k, experts);
   const int64_t tiles = max_tiles(pairs, experts, tile_tokens(size));
   const Workspace work(args.workspace, shape, experts, args.tokens, args.top_k);
   const CombineArgs combine = {work.rows,  work.row_of_pair, work.weights, args.tokens,
@@ -159,13 +164,14 @@ cudaError_t enqueue_layer(const LayerArgs& args, cudaStream_t stream) {
   cudaError_t error = make_row_maps(args, work, size, &maps);
   if (error == cudaSuccess) error = enqueue_routing(args, work, size, stream);
   if (error == cudaSuccess && maps.gather)
-    error = launch_gather({args.hidden, work.row_token, pairs, shape.hidden, work.gathered}, stream);
+    error = launch_gather(
+        {args.hidden, work.row_token, args.tokens, pairs, shape.hidden, work.gathered}, stream);
   if (error == cudaSuccess)
-    error = launch_grouped_gemm_bf16(size, gate_up(args, work, maps, size), tiles, args.multiprocessors,
+    error = launch_grouped_gemm_bf16(size, gate_up(args, work, maps), tiles, args.multiprocessors,
                                      stream);
   if (error == cudaSuccess)
-    error = launch_grouped_gemm_bf16(size, down(args, work, maps, size), tiles, args.multiprocessors,
-                                     stream);
+    error =
+        launch_grouped_gemm_bf16(size, down(args, work, maps), tiles, args.multiprocessors, stream);
   return error == cudaSuccess ? launch_combine(combine, stream) : error;
 }
 

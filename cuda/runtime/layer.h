@@ -1,12 +1,12 @@
 // One layer on the GPU, from logits to output: which kernels, in which order, over which workspace.
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
+
 #include <cuda.h>
 #include <cuda_bf16.h>
 #include <cuda_runtime_api.h>
-
-#include <cstddef>
-#include <cstdint>
 
 #include "gemm/grouped_gemm.h"
 #include "gemm/layout.h"
@@ -24,10 +24,10 @@ struct ExpertPool {
   int32_t num_experts = 0;
 };
 
-// How the copy engine sees a pool, for tiles of 64 and of 128 weight rows.
+// How the copy engine sees a pool.
 struct PoolMaps {
-  CUtensorMap gate_up[2];
-  CUtensorMap down[2];
+  CUtensorMap gate_up;
+  CUtensorMap down;
 };
 cudaError_t make_pool_maps(const ExpertPool& pool, PoolMaps* out);
 

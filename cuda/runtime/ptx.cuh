@@ -2,9 +2,9 @@
 // multiplication. One function per instruction, nothing else.
 #pragma once
 
-#include <cuda.h>
-
 #include <cstdint>
+
+#include <cuda.h>
 
 namespace moe::cuda {
 

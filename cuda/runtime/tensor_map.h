@@ -1,11 +1,11 @@
 // Tensor maps: how the copy engine sees an array in device memory.
 #pragma once
 
-#include <cuda.h>
-#include <cuda_runtime_api.h>
-
 #include <cstddef>
 #include <cstdint>
+
+#include <cuda.h>
+#include <cuda_runtime_api.h>
 
 namespace moe::cuda {
 
@@ -20,8 +20,8 @@ struct PoolMatrix {
   int32_t element_bytes = 2;
 };
 
-// Boxes of (box_rows x 128 bytes) with 128-byte swizzle; what lies outside the matrix reads as zero.
-// cudaErrorInvalidValue if the driver refuses the shape.
+// Boxes of (box_rows x 128 bytes) with 128-byte swizzle; what lies outside the matrix reads as
+// zero. cudaErrorInvalidValue if the driver refuses the shape.
 cudaError_t make_tensor_map(const PoolMatrix& matrix, int32_t box_rows, CUtensorMap* out);
 
 }  // namespace moe::cuda

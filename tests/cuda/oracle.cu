@@ -1,6 +1,6 @@
-#include "cuda/oracle.h"
-
 #include <cuda_fp8.h>
+
+#include "cuda/oracle.h"
 
 namespace moe::cuda::test {
 namespace {
@@ -22,7 +22,8 @@ __device__ inline float normal(uint64_t seed, uint64_t index) {
 template <typename T>
 __global__ void fill(T* out, int64_t count, float scale, uint64_t seed) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step)
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
+       i += step)
     out[i] = static_cast<T>(scale * normal(seed, i));
 }
 
@@ -73,7 +74,8 @@ struct Reader {
   }
   __device__ double gate_up(bool up, int64_t i, int64_t column) const {
     const SlotSections& s = pool.sections;
-    const double code = at(s.gate_up, gate_row(i) + (up ? kInterleave : 0), s.hidden_stride, column);
+    const double code =
+        at(s.gate_up, gate_row(i) + (up ? kInterleave : 0), s.hidden_stride, column);
     if (pool.shape.element_bytes == 2) return code;
     const int64_t blocks = scale_blocks(pool.shape.hidden);
     const int64_t row = i / kScaleBlock + (up ? scale_blocks(pool.shape.intermediate) : 0);
@@ -83,8 +85,8 @@ struct Reader {
     const SlotSections& s = pool.sections;
     const double code = at(s.down, row, s.intermediate_stride, i);
     if (pool.shape.element_bytes == 2) return code;
-    return code * f32(s.down_scale, row / kScaleBlock * scale_blocks(pool.shape.intermediate) +
-                                        i / kScaleBlock);
+    return code * f32(s.down_scale,
+                      row / kScaleBlock * scale_blocks(pool.shape.intermediate) + i / kScaleBlock);
   }
 };
 
@@ -115,7 +117,8 @@ __global__ void oracle_up(const OracleArgs args) {
   const int32_t id = args.ids[token * args.top_k + blockIdx.y];
   const SlotShape& shape = args.pool.shape;
   if (id < 0 || i >= shape.intermediate) return;
-  const Reader weights{args.pool, args.pool.base + args.pool.slot_of_expert[id] * args.pool.slot_bytes};
+  const Reader weights{args.pool,
+                       args.pool.base + args.pool.slot_of_expert[id] * args.pool.slot_bytes};
   double g = 0, u = 0;
   for (int64_t c = threadIdx.x % 32; c < shape.hidden; c += 32) {
     const double x = __bfloat162float(args.hidden[token * shape.hidden + c]);
@@ -201,8 +204,8 @@ cudaError_t fill_pool(const ExpertPool& pool, std::byte* base, uint64_t seed) {
     if (shape.bias) {
       fill_section<<<64, 256>>>({p + s.gate_up_bias, 2 * s.intermediate_stride, 1, 1,
                                  shape.intermediate, 1, 4, 0.5f, key + 4});
-      fill_section<<<64, 256>>>({p + s.down_bias, shape.hidden, 1, 1, shape.hidden, 0, 4, 0.5f,
-                                 key + 5});
+      fill_section<<<64, 256>>>(
+          {p + s.down_bias, shape.hidden, 1, 1, shape.hidden, 0, 4, 0.5f, key + 5});
     }
   }
   return cudaGetLastError();

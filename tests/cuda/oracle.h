@@ -10,8 +10,8 @@ namespace moe::cuda::test {
 cudaError_t fill_normal(__nv_bfloat16* out, int64_t count, float scale, uint64_t seed);
 cudaError_t fill_normal(float* out, int64_t count, float scale, uint64_t seed);
 
-// Random weights in every slot; padding is zero. fp8: codes and scales such that the values have the
-// same spread as in bf16.
+// Random weights in every slot; padding is zero. fp8: codes and scales such that the values have
+// the same spread as in bf16.
 cudaError_t fill_pool(const ExpertPool& pool, std::byte* base, uint64_t seed);
 
 // out[s] (samples, hidden) = the layer's answer for token samples[s], from given ids and weights
@@ -32,6 +32,7 @@ struct OracleArgs {
 cudaError_t oracle(const OracleArgs& args);
 
 // Adds to *different (device memory) the number of words in which a and b differ.
-cudaError_t count_different(const void* a, const void* b, int64_t words, unsigned long long* different);
+cudaError_t count_different(const void* a, const void* b, int64_t words,
+                            unsigned long long* different);
 
 }  // namespace moe::cuda::test
