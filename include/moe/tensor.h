@@ -89,14 +89,13 @@ struct Dims {
   }
 };
 
-// Strides, in elements, of a dense row-major tensor.
+// Strides, in elements, of a dense row-major tensor. The outermost extent is not looked at: it may
+// be anything.
 constexpr Dims row_major(const Dims& shape) {
   Dims strides = shape;
-  int64_t step = 1;
-  for (int axis = shape.rank - 1; axis >= 0; --axis) {
-    strides[axis] = step;
-    step *= shape[axis];
-  }
+  if (shape.rank > 0) strides[shape.rank - 1] = 1;
+  for (int axis = shape.rank - 2; axis >= 0; --axis)
+    strides[axis] = strides[axis + 1] * shape[axis + 1];
   return strides;
 }
 

@@ -28,6 +28,7 @@ struct DLTensor {
 TEST_CASE("row_major strides", "[core]") {
   CHECK(row_major({2, 3, 4}) == Dims{12, 4, 1});
   CHECK(row_major({}) == Dims{});
+  CHECK(row_major({int64_t{1} << 62, 8}) == Dims{8, 1});  // nothing overflows
   CHECK(Dims{2, 0, 4}.elements() == 0);
 }
 
