@@ -87,6 +87,7 @@ struct Work {
 
 template <typename C>
 struct WorkList {
+  static constexpr int kPatch = 8;
   const TokenTile* tiles;
   int weight_tiles;
   int64_t total;
@@ -97,8 +98,9 @@ struct WorkList {
         weight_tiles((args.weight_rows + C::kRows - 1) / C::kRows),
         total(static_cast<int64_t>(__ldcg(args.tile_count)) * weight_tiles) {}
 
-  // Tiles of one expert that share weights are neighbours in time. They have equal sizes, but for
-  // the last.
+  // Tiles that run together form a near-square patch of one expert: kPatch token tiles by all
+  // weight tiles, so that both sides are read from L2. An expert's token tiles have equal sizes,
+  // but for the last.
   __device__ bool take(Work* work) {
     if (at >= total) return false;
     const int4* entry = reinterpret_cast<const int4*>(tiles + at / weight_tiles);
@@ -106,8 +108,11 @@ struct WorkList {
     const int rows = __ldcg(entry + 1).x;
     const int local = static_cast<int>(at - static_cast<int64_t>(a.y) * weight_tiles);
     const int size = (rows + a.z * 8 - 1) / (a.z * 8) * 8;
-    const int begin = local % a.z * size;
-    *work = {a.x, local / a.z * C::kRows, a.w + begin, max(0, min(size, rows - begin))};
+    const int patch = local / (kPatch * weight_tiles) * kPatch;
+    const int width = min(kPatch, a.z - patch);
+    const int inside = local - patch * weight_tiles;
+    const int begin = (patch + inside % width) * size;
+    *work = {a.x, inside / width * C::kRows, a.w + begin, max(0, min(size, rows - begin))};
     at += gridDim.x;
     return true;
   }
