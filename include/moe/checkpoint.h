@@ -67,7 +67,7 @@ class MOE_API Checkpoint final : public WeightSource {
 // function of (seed, tensor name, element index), so that a GPU can make the same one.
 struct SyntheticSpec {
   std::string_view family = "qwen3_moe";  // a model_type of the family table
-  int32_t layers = 2;  // MoE layers; a synthetic model has no others
+  int32_t layers = 2;                     // MoE layers; a synthetic model has no others
   int32_t experts = 8;
   int32_t top_k = 2;
   int64_t hidden = 64;
