@@ -19,11 +19,14 @@ MOE_API const char* to_string(Balance balance);  // "severe"
 
 // Of one load.
 struct LoadStatistics {
-  double total = 0, mean = 0, max = 0, min = 0;
-  double cv = 0;             // standard deviation over mean; 0 for an empty load
-  double max_over_mean = 0;  // 1 is ideal; 0 for an empty load
-  double max_over_min = 0;   // infinite if something got nothing
-  Balance balance = Balance::too_few;
+  double total = 0;                    // rows of all parts
+  double mean = 0;                     // over the parts
+  double max = 0;                      // of the busiest part
+  double min = 0;                      // of the idlest part
+  double cv = 0;                       // standard deviation over mean; 0 for an empty load
+  double max_over_mean = 0;            // 1 is ideal; 0 for an empty load
+  double max_over_min = 0;             // infinite if something got nothing
+  Balance balance = Balance::too_few;  // the verdict
 };
 
 // `load` is tokens per rank or per expert. Fewer than `minimum` tokens per entry, on average, are
@@ -38,6 +41,7 @@ MOE_API double balancedness_sglang(std::span<const double> load, int32_t ranks);
 
 // Share of a request's time spent waiting for a busy expert; above 0.10 is a hotspot.
 MOE_API double wait_share(double wait_seconds, double total_seconds);
-inline constexpr double kMaxWaitShare = 0.10;
+inline constexpr double kMaxWaitShare =
+    0.10;  // of a forward spent waiting for experts; above it something is wrong
 
 }  // namespace moe

@@ -37,12 +37,12 @@ class MOE_API Checkpoint final : public WeightSource {
 
   // Every tensor of every file, sorted by name. Views into the checkpoint.
   struct Tensor {
-    std::string_view name;
+    std::string_view name;  // unique in the checkpoint
     std::string_view file;  // bare file name
-    DType dtype;
-    Dims shape;       // rank -1: more than kMaxRank axes, or too large for int64
-    uint64_t offset;  // of the first byte, from the start of the file
-    uint64_t bytes;
+    DType dtype;            // as stored
+    Dims shape;             // rank -1: more than kMaxRank axes, or too large for int64
+    uint64_t offset;        // of the first byte, from the start of the file
+    uint64_t bytes;         // of its elements, in the file
   };
   const std::vector<Tensor>& tensors() const noexcept;  // constant
 
@@ -68,14 +68,14 @@ class MOE_API Checkpoint final : public WeightSource {
 struct SyntheticSpec {
   std::string_view family = "qwen3_moe";  // a model_type of the family table
   int32_t layers = 2;                     // MoE layers; a synthetic model has no others
-  int32_t experts = 8;
-  int32_t top_k = 2;
-  int64_t hidden = 64;
-  int64_t intermediate = 48;        // of one expert
+  int32_t experts = 8;                    // of each layer
+  int32_t top_k = 2;                      // experts of a row
+  int64_t hidden = 64;                    // elements of a row
+  int64_t intermediate = 48;              // of one expert
   int64_t shared_intermediate = 0;  // 0: what the family's preset has, if it has shared experts
-  DType dtype = DType::bf16;
-  uint64_t seed = 0;
-  int64_t shard_bytes = int64_t{5} << 30;
+  DType dtype = DType::bf16;        // of every tensor
+  uint64_t seed = 0;                // of every weight
+  int64_t shard_bytes = int64_t{5} << 30;  // most bytes of one safetensors file
 };
 
 // The synthetic spec of a published model ("mixtral-8x7b", "deepseek-v3", ...), or not_found with
@@ -94,8 +94,8 @@ MOE_API Result<std::unique_ptr<WeightSource>> make_synthetic(const SyntheticSpec
 
 // A tensor to be written. `data` is dense, row-major, on the CPU.
 struct NamedTensor {
-  std::string name;
-  TensorView view;
+  std::string name;  // unique in its file
+  TensorView view;   // borrowed until the call returns
 };
 
 // Writes one safetensors file (temporary file, then rename): sorted as the reference writer does,

@@ -21,12 +21,12 @@ struct DispatchInput {
   const int32_t* rank_of_pair = nullptr;  // (tokens, top_k): decided by the sender's table
   const int32_t* slot_of_pair = nullptr;  // (tokens, top_k): the slot on that rank
   int64_t deadline_ns = 0;                // from now; 0: 2 s
-  Stream stream;
+  Stream stream;                          // on which the rows are ready
 };
 
 // What one rank received. Owned by the communicator, valid until the matching combine() returns.
 struct DispatchOutput {
-  int64_t rows = 0;
+  int64_t rows = 0;                // received
   TensorView hidden;               // (rows, hidden)
   const int32_t* slots = nullptr;  // (rows): the slot that computes each row
   const float* weights = nullptr;  // (rows)

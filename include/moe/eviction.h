@@ -23,8 +23,8 @@ struct ExpertId {
 
 // How many experts a layer has.
 struct LayerExperts {
-  int32_t layer = -1;
-  int32_t experts = 0;
+  int32_t layer = -1;   // the checkpoint's own index
+  int32_t experts = 0;  // routed ones
 
   friend bool operator==(const LayerExperts&, const LayerExperts&) = default;
 };
@@ -32,7 +32,7 @@ struct LayerExperts {
 // What one forward of one layer needs, whether it is resident or not. Told once per forward,
 // however many waves it takes, before anything is evicted or inserted for it.
 struct ExpertAccess {
-  int32_t layer = -1;
+  int32_t layer = -1;                // the checkpoint's own index
   std::span<const int32_t> experts;  // distinct; a later one counts as used more recently
 
   // (experts of the layer): mean over the rows of the router's weight, 0 where it is not known.
@@ -91,7 +91,7 @@ struct EvictionOptions {
   // `hybrimoe`: how fast a score follows the router, in (0, 1), and how many of a layer's most
   // probable experts are scored.
   double hybrimoe_rate = 0.5;
-  int32_t hybrimoe_top = 12;
+  int32_t hybrimoe_top = 12;  // at least 1
 };
 
 // One factory per policy. Each makes it, or says which option is wrong.
@@ -124,8 +124,9 @@ MOE_API Result<std::unique_ptr<EvictionPolicy>> make_pin(const EvictionOptions& 
 
 // A row of the table of built-in policies.
 struct EvictionPolicyRow {
-  const char* name;
-  const char* description;
+  const char* name;         // what make_eviction_policy() takes
+  const char* description;  // one line for people
+  // The policy, or what is wrong with the options.
   Result<std::unique_ptr<EvictionPolicy>> (*make)(const EvictionOptions& options);
 };
 

@@ -20,29 +20,29 @@ namespace moe {
 
 // How one expert lies in a slot of a device's pool.
 struct SlotLayout {
-  std::string name;  // two backends with equal names read the same bytes
-  size_t bytes = 0;
-  size_t alignment = 64;
+  std::string name;       // two backends with equal names read the same bytes
+  size_t bytes = 0;       // of one expert
+  size_t alignment = 64;  // of the slot's address; a power of two
 };
 
 // The rows of one expert: pairs[first, first + count) of ExpertBatch.
 struct ExpertGroup {
-  const std::byte* slot = nullptr;
-  int32_t expert = -1;  // logical index; messages and order only
-  int64_t first = 0;
-  int64_t count = 0;
+  const std::byte* slot = nullptr;  // packed by the backend that runs the batch
+  int32_t expert = -1;              // logical index; messages and order only
+  int64_t first = 0;                // index into ExpertBatch::pairs
+  int64_t count = 0;                // rows
 };
 
 // One batch for the experts of one layer.
 // A pair p = token * top_k + place is one chosen expert of one row.
 struct ExpertBatch {
   TensorView hidden;  // (tokens, hidden) f32, bf16 or f16; rows may be strided
-  int32_t top_k = 1;
+  int32_t top_k = 1;  // experts of a row
 
   // Grouped by expert, ascending; within a group ascending in p. Zero experts and pairs without an
   // expert are in no group.
   std::span<const ExpertGroup> groups;
-  const int64_t* pairs = nullptr;
+  const int64_t* pairs = nullptr;  // all groups, one after the other
 
   // (tokens, top_k), indexed by p: multiplied into the expert's input (Llama 4). Null: none.
   const float* input_weights = nullptr;
@@ -50,7 +50,7 @@ struct ExpertBatch {
   // (tokens * top_k, hidden), indexed by p: the unweighted result. Rows in no group stay untouched.
   float* out = nullptr;
 
-  Stream stream;
+  Stream stream;                   // where the rows are; the CPU has none
   Executor* executor = nullptr;    // null: the calling thread
   std::span<std::byte> workspace;  // at least workspace_bytes(), 64-byte aligned
 };
@@ -83,11 +83,12 @@ class MOE_API ExpertGemm {
 
 // A row of the table of backends.
 struct ExpertGemmRow {
-  const char* name;
-  const char* description;
-  DeviceKind device;
+  const char* name;         // what ModelOptions::gemm takes
+  const char* description;  // one line for people
+  DeviceKind device;        // where it runs
   // ok if it runs on this machine; otherwise why not.
   Status (*available)();
+  // One of them. Throws std::bad_alloc alone.
   std::unique_ptr<ExpertGemm> (*make)();
 };
 

@@ -29,15 +29,15 @@ MOE_API const char* to_string(CopyState state);  // "ready"
 
 // The state of one copy, and why.
 struct ExpertHealth {
-  CopyState state = CopyState::empty;
-  uint32_t version = 0;
-  uint64_t digest = 0;  // XXH3 over the packed bytes
-  Status reason;        // why it failed
+  CopyState state = CopyState::empty;  // of the copy
+  uint32_t version = 0;                // counts from 1; 0: never loaded
+  uint64_t digest = 0;                 // XXH3 over the packed bytes
+  Status reason;                       // why it failed
 };
 
 // What a store holds, and on which device.
 struct ExpertStoreOptions {
-  Device device = {};
+  Device device = {};  // whose memory the slots are
 
   // Bytes for slots; 0 keeps every expert resident. With fewer than the experts take, they are
   // loaded when a forward needs them; two slots of each size stay spare.
@@ -49,20 +49,20 @@ struct ExpertStoreOptions {
   std::vector<int32_t> layers;              // empty: all of the source's
   std::string gemm;                         // name of the backend whose layout the slots have
   const ExpertGemm* expert_gemm = nullptr;  // host's own; must outlive the store
-  HostServices host;
-  Progress progress = nullptr;  // called while experts load; false cancels
-  void* progress_argument = nullptr;
+  HostServices host;                        // not owned; must outlive the store
+  Progress progress = nullptr;              // called while experts load; false cancels
+  void* progress_argument = nullptr;        // passed through to `progress`
 };
 
 // Counted since a store was opened with less memory than its experts take. One per expert and wave.
 struct PagingStats {
-  int64_t hits = 0;    // needed and resident
-  int64_t misses = 0;  // needed and loaded
-  int64_t evictions = 0;
-  int64_t waves = 0;  // of forwards that could not be served from one table
-  int64_t bytes_loaded = 0;
-  int64_t stall_ns = 0;  // time that forwards waited for experts
-  int64_t load_errors = 0;
+  int64_t hits = 0;          // needed and resident
+  int64_t misses = 0;        // needed and loaded
+  int64_t evictions = 0;     // experts that lost their slot to another
+  int64_t waves = 0;         // of forwards that could not be served from one table
+  int64_t bytes_loaded = 0;  // of the misses, as packed
+  int64_t stall_ns = 0;      // time that forwards waited for experts
+  int64_t load_errors = 0;   // reads that failed
 };
 
 // Sizes of a store at one moment.
@@ -74,7 +74,7 @@ struct ExpertStoreStats {
   int64_t capacity = 0;   // most routed experts that can be resident at once
   int64_t ready = 0;      // routed experts that are
   uint64_t epoch = 0;     // of the newest table
-  PagingStats paging;
+  PagingStats paging;     // all 0 where everything is resident
 };
 
 // Safe for concurrent use from several threads.

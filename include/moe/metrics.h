@@ -13,11 +13,11 @@ namespace moe {
 
 // What one layer did.
 struct LayerMetrics {
-  int32_t layer = -1;
-  int64_t forwards = 0;
-  int64_t rows = 0;
-  int64_t assignments = 0;  // (row, expert) pairs computed
-  int64_t nonfinite_rows = 0;
+  int32_t layer = -1;                // the checkpoint's own index
+  int64_t forwards = 0;              // batches computed
+  int64_t rows = 0;                  // of those batches
+  int64_t assignments = 0;           // (row, expert) pairs computed
+  int64_t nonfinite_rows = 0;        // with a non-finite router logit
   int64_t dropped = 0;               // choices lost to capacity
   double seconds = 0;                // in forward(), all threads added
   std::vector<int64_t> expert_rows;  // per candidate
@@ -25,9 +25,9 @@ struct LayerMetrics {
 
 // What one model did.
 struct Metrics {
-  int64_t forwards = 0;
-  int64_t errors = 0;  // forwards that returned an error
-  std::vector<LayerMetrics> layers;
+  int64_t forwards = 0;              // of all layers
+  int64_t errors = 0;                // forwards that returned an error
+  std::vector<LayerMetrics> layers;  // ascending in layer
 };
 
 // Counters since the model was made. Cheap; takes no lock that a forward holds.

@@ -30,28 +30,28 @@ enum class Execution : int32_t {
 
 // How a model is loaded and run.
 struct ModelOptions {
-  Device device = {};
+  Device device = {};  // where the layers are computed
 
   // Bytes for expert slots. 0 keeps every expert resident; with fewer than the experts take, they
   // are loaded when a forward needs them, and `eviction` (a policy's name; empty: the default)
   // decides which ones make room.
   size_t expert_memory = 0;
-  std::string eviction;
+  std::string eviction;                       // ignored while everything is resident
   EvictionPolicy* eviction_policy = nullptr;  // host's own; not owned, must outlive the model
 
   // Layer indices to load. Empty: all MoE layers.
   std::vector<int32_t> layers;
 
-  Execution execution = Execution::grouped;
+  Execution execution = Execution::grouped;  // CPU only
   std::string gemm;  // name of a row of expert_gemm_rows(); empty: the best one that fits
 
   // Host's own parts; not owned, must outlive the model. Null: the library's.
-  const Router* router = nullptr;  // used for every layer
-  const ExpertGemm* expert_gemm = nullptr;
-  HostServices host;
+  const Router* router = nullptr;           // used for every layer
+  const ExpertGemm* expert_gemm = nullptr;  // also says how slots are laid out
+  HostServices host;                        // not owned; must outlive the model
 
-  Progress progress = nullptr;  // called while experts load; false cancels
-  void* progress_argument = nullptr;
+  Progress progress = nullptr;        // called while experts load; false cancels
+  void* progress_argument = nullptr;  // passed through to `progress`
 };
 
 // Late news of one forward. Written before forward() returns on the CPU, by the last kernel on a
@@ -67,9 +67,9 @@ struct ForwardReport {
 
   // Time of the stages, by the model's clock. 0 on a GPU.
   int64_t route_ns = 0;
-  int64_t experts_ns = 0;
-  int64_t shared_ns = 0;
-  int64_t combine_ns = 0;
+  int64_t experts_ns = 0;  // waiting for absent experts included
+  int64_t shared_ns = 0;   // 0 without shared experts
+  int64_t combine_ns = 0;  // the weighted sum
 };
 
 // All optional.
@@ -79,7 +79,7 @@ struct ForwardOptions {
 
   // Replay and record. (tokens, top_k). routing_in skips the router; ids of -1 are no expert.
   const Routing* routing_in = nullptr;
-  Routing* routing_out = nullptr;
+  Routing* routing_out = nullptr;  // filled by the call; arrays are the host's
 
   TensorView router_logits;  // (tokens, candidates): skips the router's matrix product
   TensorView router_input;   // (tokens, hidden): rows the router reads; empty: `hidden`
@@ -94,14 +94,14 @@ struct ForwardOptions {
   bool batch_invariant = false;  // a row's bits depend on that row alone; refused if impossible
   int64_t deadline_ns = 0;       // most time this call may take, from its entry; 0: 60 s
 
-  ForwardReport* report = nullptr;
+  ForwardReport* report = nullptr;  // written by the call
 };
 
 class Model;
 
 // Where a context works, and how much it takes at once.
 struct ContextOptions {
-  Stream stream;
+  Stream stream;           // of the model's device
   int64_t max_tokens = 0;  // workspace for this many rows is taken at once; 0: grows when needed
 };
 

@@ -17,21 +17,21 @@ namespace moe {
 
 // The roofline of one device.
 struct DeviceRates {
-  double flops_per_second = 1979e12;
-  double bytes_per_second = 4.8e12;  // of its memory
+  double flops_per_second = 1979e12;  // of dense matrix products
+  double bytes_per_second = 4.8e12;   // of its memory
 };
 // Of "h200", "h100", "b200", "a100", "rtx4090", "cpu", or not_found with the list.
 MOE_API Result<DeviceRates> device_rates(std::string_view name);
 
 // One rank's way to a group of others.
 struct Link {
-  double bytes_per_second = 0;
-  double seconds = 0;  // of the first byte
+  double bytes_per_second = 0;  // 0: the link is never the bottleneck
+  double seconds = 0;           // of the first byte
 };
 
 // What a row crosses on its way to another rank.
 enum class LinkClass : int32_t { self, node, rack, cross_rack };
-inline constexpr int kLinkClasses = 4;
+inline constexpr int kLinkClasses = 4;          // of LinkClass
 MOE_API const char* to_string(LinkClass link);  // "rack"
 
 // Ranks and what connects them. Rank r owns the slots from the sum of its predecessors' on.
@@ -47,7 +47,7 @@ struct MOE_API Cluster {
   // (ranks, ranks), row-major: used instead of the classes' speeds. Empty: none.
   std::vector<double> seconds_per_byte;
 
-  DeviceRates device;
+  DeviceRates device;  // of every rank
 
   // `ranks` with equal numbers of slots on equal nodes.
   static Result<Cluster> uniform(int32_t ranks, int32_t slots_per_rank, int32_t nodes = 1);
@@ -74,13 +74,14 @@ MOE_API Status parse_links(std::string_view text, std::string_view name, Cluster
 
 // One layer: (total_slots), -1 in a slot that stays empty.
 struct LayerPlacement {
-  int32_t layer = -1;
-  std::vector<int32_t> expert_of_slot;
+  int32_t layer = -1;  // the checkpoint's own index
+  std::vector<int32_t>
+      expert_of_slot;  // (slots over all ranks): logical expert, -1 where a slot is empty
 };
 
 // Which slot holds which expert, in every layer.
 struct Placement {
-  std::vector<LayerPlacement> layers;
+  std::vector<LayerPlacement> layers;  // in the order of the usage trace
 };
 
 // Every expert has a slot, every slot a valid expert or -1, and no rank holds an expert twice
@@ -114,7 +115,7 @@ struct Workload {
   int32_t groups = 1;            // of experts; > 1: tokens choose groups first
   int32_t groups_per_token = 0;  // 0: half of them
 
-  double expert_bytes = 44040192;
+  double expert_bytes = 44040192;   // of one expert in its slot
   double flops_per_row = 88080384;  // of one expert, for one token
   double dispatch_bytes = 7168;     // a row on its way to a rank
   double combine_bytes = 14336;     // and back
@@ -122,10 +123,10 @@ struct Workload {
 
 // What a strategy is given. The references must outlive it.
 struct PlacementProblem {
-  const UsageTrace& usage;
-  const Cluster& cluster;
-  Workload workload = {};
-  Objective objective = Objective::automatic;
+  const UsageTrace& usage;                     // borrowed while a strategy runs
+  const Cluster& cluster;                      // borrowed while a strategy runs
+  Workload workload = {};                      // of one step
+  Objective objective = Objective::automatic;  // what to make small
   // What is in place now. Strategies that can, move little away from it.
   const Placement* previous = nullptr;
 };
@@ -174,9 +175,9 @@ MOE_API Result<Placement> place_auto(const PlacementProblem& problem);
 
 // A row of the table of strategies.
 struct StrategyRow {
-  const char* name;  // "linear", "round-robin", "eplb", ...
-  const char* description;
-  Strategy place;
+  const char* name;         // "linear", "round-robin", "eplb", ...
+  const char* description;  // one line for people
+  Strategy place;           // the strategy itself
 };
 // Every strategy of this library.
 MOE_API std::span<const StrategyRow> strategies();
@@ -189,11 +190,11 @@ MOE_API Result<Placement> preserve_slots(const Placement& previous, const Placem
 
 // What the proof search found in one layer.
 struct ExactLayer {
-  LayerPlacement placement;
-  double cost = 0;         // expected time in experts, the mean over the sets
-  double lower_bound = 0;  // of any placement
-  int64_t nodes = 0;       // visited
-  bool proved = false;     // cost == lower_bound
+  LayerPlacement placement;  // the best one found
+  double cost = 0;           // expected time in experts, the mean over the sets
+  double lower_bound = 0;    // of any placement
+  int64_t nodes = 0;         // visited
+  bool proved = false;       // cost == lower_bound
 };
 // place_subset_exact() on one layer; an unproved answer after `max_nodes` is still the best found.
 MOE_API Result<ExactLayer> solve_subset_exact(const LayerUsage& usage, const Cluster& cluster,
@@ -209,7 +210,7 @@ MOE_API Result<double> expected_set_time(const LayerUsage& usage, const Cluster&
 // Of one layer and one step. Rows are counted as an all-to-all that sends a token once to every
 // node it needs and, there, once to every rank; ReplicaChoice::nearest serves them.
 struct LayerPrediction {
-  int32_t layer = -1;
+  int32_t layer = -1;              // the checkpoint's own index
   std::vector<double> rank_share;  // (ranks): of the layer's tokens; copies share evenly
   double active = 0;               // distinct experts that the busiest rank reads
   double rows[kLinkClasses] = {};  // a token's rows by the class of link they cross
@@ -226,7 +227,7 @@ struct Prediction {
   double utilisation = 0;                   // SGLang: mean of mean / max
   double us = 0;                            // all layers
   double cross_bytes[kLinkClasses] = {};    // of a step, all layers, both ways
-  std::vector<LayerPrediction> layers;
+  std::vector<LayerPrediction> layers;      // in the order of the placement
 };
 
 // The placement may be anybody's; it is validated first (twins allowed).

@@ -18,10 +18,12 @@ namespace moe {
 
 // One copy of an expert on its way. from_rank == to_rank is a copy inside a rank.
 struct Transfer {
-  int32_t layer = -1;  // LayerPlacement::layer
-  int32_t expert = -1;
-  int32_t from_rank = -1, from_slot = -1;
-  int32_t to_rank = -1, to_slot = -1;  // slots count through the layer, over all ranks
+  int32_t layer = -1;      // LayerPlacement::layer
+  int32_t expert = -1;     // logical index
+  int32_t from_rank = -1;  // who sends
+  int32_t from_slot = -1;  // slots count through the layer, over all ranks
+  int32_t to_rank = -1;    // who receives
+  int32_t to_slot = -1;    // ditto
 
   friend bool operator==(const Transfer&, const Transfer&) = default;
 };
@@ -52,13 +54,14 @@ struct RebalanceOptions {
 
 // Whether to move, what, and why.
 struct RebalanceDecision {
-  bool move = false;
-  std::string reason;  // of moving, or of staying
-  Placement placement;
-  std::vector<Transfer> transfers;
-  double balancedness_before = 0, balancedness_after = 0;
-  double gain_us = 0;  // over the interval that follows
-  double cost_us = 0;  // of the transfers
+  bool move = false;                // whether it pays
+  std::string reason;               // of moving, or of staying
+  Placement placement;              // what to reach; the old one if nothing moves
+  std::vector<Transfer> transfers;  // how to get there
+  double balancedness_before = 0;   // of what is in place, on the loads that were looked at
+  double balancedness_after = 0;    // of `placement`, on the same loads
+  double gain_us = 0;               // over the interval that follows
+  double cost_us = 0;               // of the transfers
 };
 
 // Compares what is in place with the best that is worth its moves. `problem.previous` is required.
@@ -80,16 +83,17 @@ class MOE_API RebalanceTimer {
 
 // When copies come and go.
 struct ReplicationOptions {
-  double add_above = 0.8;  // utilisation of an expert's copies, their mean
-  double remove_below = 0.3;
-  int32_t min_replicas = 1, max_replicas = 8;
-  int32_t hold = 3;  // windows in a row that must agree; and that pass between two changes
+  double add_above = 0.8;     // utilisation of an expert's copies, their mean
+  double remove_below = 0.3;  // share of a full replica's load below which one goes
+  int32_t min_replicas = 1;   // of one expert
+  int32_t max_replicas = 8;   // of one expert
+  int32_t hold = 3;           // windows in a row that must agree; and that pass between two changes
 };
 
 // One copy more or less.
 struct ReplicaChange {
-  int32_t expert = -1;
-  int32_t change = 0;  // +1 or -1
+  int32_t expert = -1;  // logical index
+  int32_t change = 0;   // +1 or -1
   friend bool operator==(const ReplicaChange&, const ReplicaChange&) = default;
 };
 
@@ -133,8 +137,10 @@ MOE_API Result<Placement> primaries(const Placement& placement, const Cluster& c
 
 // When ranks come and go.
 struct ScalingOptions {
-  double add_above = 0.7, remove_below = 0.3;  // utilisation of the ranks
-  int32_t min_ranks = 1, max_ranks = 0;        // 0: no limit
+  double add_above = 0.7;     // utilisation of the ranks
+  double remove_below = 0.3;  // ditto; between the two nothing is advised
+  int32_t min_ranks = 1;      // that the host keeps in any case
+  int32_t max_ranks = 0;      // that the host can offer; 0: no limit
 };
 
 // How many ranks should serve, and what each then holds.
@@ -142,8 +148,9 @@ struct ScalingAdvice {
   int32_t ranks = 0;                 // that should serve
   int32_t slots_per_rank = 0;        // on each, per layer
   double expert_bytes_per_rank = 0;  // memory for them, all layers
-  double us_now = 0, us_then = 0;    // predicted time of a step
-  std::string reason;
+  double us_now = 0;                 // predicted time of a step as things are
+  double us_then = 0;                // and with the advice followed
+  std::string reason;                // for people
 };
 
 // `utilisation` is the busy share of the ranks, in [0, ...): measured, or demand over capacity.

@@ -25,7 +25,7 @@ MOE_API const char* to_string(ReplicaChoice choice);  // "nearest"
 
 // The copies of each expert, in order of their slots.
 struct ReplicaTable {
-  int32_t ranks = 0;
+  int32_t ranks = 0;                  // of the placement
   std::vector<int32_t> first;         // (experts + 1)
   std::vector<int32_t> slot;          // (copies): in the layer
   std::vector<int32_t> rank;          // (copies)
@@ -41,9 +41,9 @@ MOE_API Result<ReplicaTable> replica_table(const LayerPlacement& placement, cons
 // One batch. Ids outside [0, experts) get slot -1.
 struct ReplicaBatch {
   std::span<const int32_t> ids;  // (tokens, top_k)
-  int32_t top_k = 1;
-  int32_t source_rank = 0;  // of all tokens
-  int64_t first_token = 0;  // global index of row 0, for the hash and the turns
+  int32_t top_k = 1;             // experts of a row
+  int32_t source_rank = 0;       // of all tokens
+  int64_t first_token = 0;       // global index of row 0, for the hash and the turns
 };
 
 // Writes slots (tokens, top_k).

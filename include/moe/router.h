@@ -59,24 +59,24 @@ enum class Normalize : int32_t {
 struct RouterSpec {
   int32_t num_experts = 0;       // experts that have weights
   int32_t num_zero_experts = 0;  // ids num_experts ... pass the row through (LongCat)
-  int32_t top_k = 0;
+  int32_t top_k = 0;             // experts of a row
 
-  Scoring scoring = Scoring::softmax;
-  Selection selection = Selection::top_k;
-  int32_t num_groups = 1;
-  int32_t top_groups = 1;
-  GroupScore group_score = GroupScore::max;
+  Scoring scoring = Scoring::softmax;        // of the logits
+  Selection selection = Selection::top_k;    // how the top_k are found
+  int32_t num_groups = 1;                    // num_experts must be a multiple of it
+  int32_t top_groups = 1;                    // groups that stay
+  GroupScore group_score = GroupScore::max;  // how groups are ordered
 
-  Weighting weighting = Weighting::score;
-  Normalize normalize = Normalize::none;
-  float epsilon = 0;     // of Normalize
-  float norm_power = 1;  // p of Normalize::p_norm
-  float scaling = 1;
+  Weighting weighting = Weighting::score;  // what a weight is made from
+  Normalize normalize = Normalize::none;   // what makes the weights comparable
+  float epsilon = 0;                       // of Normalize
+  float norm_power = 1;                    // p of Normalize::p_norm
+  float scaling = 1;                       // routed_scaling_factor, last of all
 
-  float softcap = 0;              // 0: none
-  float sparsemixer_epsilon = 0;  // PhiMoE's router_jitter_noise
-  bool normalize_input = false;   // logits from rmsnorm(x) * hidden^-0.5 * input_scale (Gemma 4)
-  float input_norm_epsilon = 1e-6f;
+  float softcap = 0;                 // 0: none
+  float sparsemixer_epsilon = 0;     // PhiMoE's router_jitter_noise
+  bool normalize_input = false;      // logits from rmsnorm(x) * hidden^-0.5 * input_scale (Gemma 4)
+  float input_norm_epsilon = 1e-6f;  // of the rmsnorm of normalize_input
 
   // Most rows per expert and call, in row order; later rows are dropped: id -1, weight 0 (Switch).
   // 0: unlimited.
@@ -104,15 +104,15 @@ struct RouterWeights {
 
 // One batch to route.
 struct RouteInput {
-  int32_t layer = -1;
-  TensorView hidden;  // (tokens, hidden) f32, bf16, f16; rows may be strided
-  TensorView logits;  // (tokens, C) any float type: W x + b, already computed. Empty: compute them
+  int32_t layer = -1;  // the checkpoint's own index
+  TensorView hidden;   // (tokens, hidden) f32, bf16, f16; rows may be strided
+  TensorView logits;   // (tokens, C) any float type: W x + b, already computed. Empty: compute them
 
   const int64_t* token_ids = nullptr;    // (tokens), for Selection::token_lookup
   int32_t top_k = 0;                     // 0: the spec's. At most candidates()
   const uint8_t* expert_mask = nullptr;  // (tokens, C); 0 takes out before scoring. Null: all
 
-  Stream stream;
+  Stream stream;                   // where the rows are; the CPU has none
   Executor* executor = nullptr;    // null: the calling thread
   std::span<std::byte> workspace;  // at least Router::workspace_bytes(), 64-byte aligned
 };
@@ -120,8 +120,8 @@ struct RouteInput {
 // What was chosen. Row-major (tokens, top_k), highest key first (a token table: in its order).
 // Owned by the caller.
 struct Routing {
-  int64_t tokens = 0;
-  int32_t top_k = 0;
+  int64_t tokens = 0;        // rows
+  int32_t top_k = 0;         // experts of a row
   int32_t* ids = nullptr;    // -1: no expert
   float* weights = nullptr;  // as applied, scaling included
 };

@@ -17,7 +17,7 @@ namespace moe {
 
 // One expert of one forward.
 struct PagingEvent {
-  ExpertId id;
+  ExpertId id;       // layer and expert
   bool hit = false;  // resident when the forward began
   ExpertId evicted;  // who left for it; {}: nobody
 
@@ -26,12 +26,12 @@ struct PagingEvent {
 
 // Outcome of a replay. An expert counts once per forward, however many of its rows chose it.
 struct PagingResult {
-  std::string policy;
-  int64_t slots = 0;
-  int64_t hits = 0;
-  int64_t misses = 0;
-  int64_t forwards = 0;
-  int64_t waves = 0;  // more than forwards where a forward's experts did not fit at once
+  std::string policy;    // its name
+  int64_t slots = 0;     // over all layers, spare ones excluded
+  int64_t hits = 0;      // needed and resident
+  int64_t misses = 0;    // needed and absent
+  int64_t forwards = 0;  // of one layer each
+  int64_t waves = 0;     // more than forwards where a forward's experts did not fit at once
 
   // hits / (hits + misses), or 0 if there are none.
   double hit_rate() const {

@@ -54,12 +54,12 @@ MOE_API const char* to_string(Phase phase);
 
 // Where it happened. Views into the Status that returned it. -1 and "" mean "does not apply".
 struct Place {
-  std::string_view file;
-  std::string_view tensor;
-  int32_t rank = -1;
-  int32_t layer = -1;
-  int32_t expert = -1;
-  Phase phase = Phase::none;
+  std::string_view file;      // path or bare name
+  std::string_view tensor;    // as the file spells it
+  int32_t rank = -1;          // of the peer
+  int32_t layer = -1;         // the checkpoint's own index
+  int32_t expert = -1;        // logical index
+  Phase phase = Phase::none;  // what was going on
 };
 
 // Cheap to copy and to pass by value; ok() carries nothing. Safe to read from several threads.

@@ -50,8 +50,8 @@ enum class DeviceKind : int32_t { cpu = 0, cuda = 1 };
 
 // Where memory lies and work runs. The default is the CPU.
 struct Device {
-  DeviceKind kind = DeviceKind::cpu;
-  int32_t index = 0;
+  DeviceKind kind = DeviceKind::cpu;  // kind of memory and processor
+  int32_t index = 0;                  // among devices of the kind
 
   static constexpr Device cpu() { return {}; }  // host memory
   // The GPU that CUDA calls `index`.
@@ -59,12 +59,12 @@ struct Device {
   friend bool operator==(const Device&, const Device&) = default;
 };
 
-inline constexpr int kMaxRank = 4;
+inline constexpr int kMaxRank = 4;  // most axes of a view
 
 // Extents or strides, outermost first. Strides are in elements.
 struct Dims {
-  int32_t rank = 0;
-  int64_t extent[kMaxRank] = {};
+  int32_t rank = 0;               // how many of them; 0 for a scalar
+  int64_t extent[kMaxRank] = {};  // the first `rank` count
 
   constexpr Dims() = default;
   // At most kMaxRank values; more are a caller's bug (assert).
@@ -101,16 +101,16 @@ constexpr Dims row_major(const Dims& shape) {
 
 // What a view of either kind knows besides its pointer.
 struct TensorShape {
-  DType dtype = DType::f32;
-  Dims shape;
-  Dims strides;  // in elements
-  Device device;
+  DType dtype = DType::f32;  // of the elements
+  Dims shape;                // outermost first
+  Dims strides;              // in elements
+  Device device;             // where `data` can be read
 };
 
 // Read-only. `data` may be null only if there are no elements. It need not be aligned beyond what
 // the element type needs.
 struct TensorView : TensorShape {
-  const void* data = nullptr;
+  const void* data = nullptr;  // element (0, 0, ...); borrowed
 
   TensorView() = default;
   // Dense and row-major.
@@ -123,7 +123,7 @@ struct TensorView : TensorShape {
 
 // Writable. Two elements must not share memory.
 struct MutableTensorView : TensorShape {
-  void* data = nullptr;
+  void* data = nullptr;  // element (0, 0, ...); borrowed
 
   MutableTensorView() = default;
   // Dense and row-major.

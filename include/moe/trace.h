@@ -17,19 +17,19 @@ namespace moe {
 
 // One row (token) at one layer. Neighbouring rows with equal seq, step and layer are one forward.
 struct TraceRow {
-  int64_t seq = 0;   // a new value ends the sequence before
-  int64_t step = 0;  // counts the forwards of a layer
-  int64_t token_pos = 0;
-  int32_t layer = -1;  // the checkpoint's own index
+  int64_t seq = 0;        // a new value ends the sequence before
+  int64_t step = 0;       // counts the forwards of a layer
+  int64_t token_pos = 0;  // in the sequence
+  int32_t layer = -1;     // the checkpoint's own index
 };
 
 // Plain data, in the order in which it happened.
 struct RoutingTrace {
-  int32_t top_k = 0;
+  int32_t top_k = 0;                 // experts of a row
   std::vector<LayerExperts> layers;  // ascending in layer
-  std::vector<TraceRow> rows;
-  std::vector<int32_t> experts;  // (rows, top_k), highest weight first; -1: none
-  std::vector<float> weights;    // (rows, top_k), or empty
+  std::vector<TraceRow> rows;        // in the order of execution
+  std::vector<int32_t> experts;      // (rows, top_k), highest weight first; -1: none
+  std::vector<float> weights;        // (rows, top_k), or empty
 };
 
 // ok, or invalid_argument naming the row and what is wrong with it.

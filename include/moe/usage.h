@@ -42,8 +42,8 @@ struct LayerUsage {
 
 // The usage of a model, layer by layer.
 struct UsageTrace {
-  int32_t top_k = 0;  // experts per token; 0: not known
-  std::vector<LayerUsage> layers;
+  int32_t top_k = 0;               // experts per token; 0: not known
+  std::vector<LayerUsage> layers;  // ascending in layer
 };
 
 // ok, or invalid_argument naming the layer and what is wrong with it: a negative or non-finite

@@ -40,7 +40,7 @@ enum class FormatKind : int32_t {
 
 // How the weights of one expert are stored.
 struct Format {
-  FormatKind kind = FormatKind::bf16;
+  FormatKind kind = FormatKind::bf16;  // of the elements
   int32_t group = 0;  // inputs (fp8_block: also outputs) that share a scale; 0: none or whole row
 
   friend bool operator==(const Format&, const Format&) = default;
@@ -54,31 +54,31 @@ MOE_API const char* to_string(FormatKind kind);        // "bf16"
 //   otherwise: down(activation(up x))
 // gate and up are (intermediate, hidden), down is (hidden, intermediate), all [out][in].
 struct ExpertSpec {
-  int64_t hidden = 0;
-  int64_t intermediate = 0;
-  Activation activation = Activation::silu;
-  bool gated = true;
-  bool bias = false;     // gate, up and down have one each
-  float alpha = 1.702f;  // of swiglu_oai
-  float limit = 7.0f;    // of swiglu_oai and swiglu_step
-  Format format;
+  int64_t hidden = 0;                        // elements of a row
+  int64_t intermediate = 0;                  // rows of gate and up
+  Activation activation = Activation::silu;  // between up and down
+  bool gated = true;                         // has a gate projection
+  bool bias = false;                         // gate, up and down have one each
+  float alpha = 1.702f;                      // of swiglu_oai
+  float limit = 7.0f;                        // of swiglu_oai and swiglu_step
+  Format format;                             // of gate, up and down
 };
 
 // The experts that see every row. One wide network: `shared experts` of a family are stored fused.
 struct SharedSpec {
-  ExpertSpec expert;
+  ExpertSpec expert;          // all shared experts as one
   bool sigmoid_gate = false;  // scaled by sigmoid(w . x) (Qwen2-MoE family)
   // out = routed_scale * routed + shared_scale * shared; both 0.5 where a family averages.
   float routed_scale = 1;
-  float shared_scale = 1;
+  float shared_scale = 1;  // of the shared expert's result
 };
 
 // One MoE layer: what routes its rows, and what its experts compute.
 struct LayerSpec {
-  int32_t layer = -1;  // the checkpoint's own index
-  RouterSpec router;
-  ExpertSpec expert;
-  std::optional<SharedSpec> shared;
+  int32_t layer = -1;                // the checkpoint's own index
+  RouterSpec router;                 // rule; its weights come from the source
+  ExpertSpec expert;                 // each of the routed ones
+  std::optional<SharedSpec> shared;  // empty: none
 
   int64_t hidden() const { return expert.hidden; }  // values of one row
 };
@@ -108,13 +108,14 @@ enum class WeightKind : int32_t {
   down_scale,  // quantised formats: shape as Format says, f32
 };
 
-inline constexpr int32_t kSharedExpert = -1;
+inline constexpr int32_t kSharedExpert =
+    -1;  // stands for the shared expert where an index is asked for
 
 // Names one canonical tensor of a model.
 struct WeightId {
-  int32_t layer = -1;
-  WeightKind kind = WeightKind::router_weight;
-  int32_t expert = kSharedExpert;  // used by the kinds from `gate` on
+  int32_t layer = -1;                           // the checkpoint's own index
+  WeightKind kind = WeightKind::router_weight;  // which tensor
+  int32_t expert = kSharedExpert;               // used by the kinds from `gate` on
 };
 
 MOE_API const char* to_string(WeightKind kind);  // "router_weight"
