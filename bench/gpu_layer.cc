@@ -193,8 +193,13 @@ class ShapeBench {
                 const Buffer<__nv_bfloat16>& out, int i, double* distinct) {
     Buffer<int32_t> ids(tokens * shape_.top_k);
     Buffer<float> weights(tokens * shape_.top_k);
-    MOE_CHECK(launch_topk({logits.data() + i * tokens * shape_.experts, tokens, shape_.experts,
-                           shape_.top_k, ids.data(), weights.data()},
+    MOE_CHECK(launch_topk({.rule = {.candidates = shape_.experts,
+                                    .top_k = shape_.top_k,
+                                    .weighting = moe::Weighting::softmax_of_selected_logits},
+                           .logits = logits.data() + i * tokens * shape_.experts,
+                           .tokens = tokens,
+                           .ids = ids.data(),
+                           .weights = weights.data()},
                           nullptr));
     std::vector<int64_t> samples;
     const int64_t count = std::min<int64_t>(tokens, 8);

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "router/topk.h"
 #include "runtime/launch.cuh"
 #include "runtime/ptx.cuh"
@@ -5,67 +7,113 @@
 namespace moe::cuda {
 namespace {
 
-// One warp chooses for one row. Lane l holds the logits of experts l + 32 i.
-template <int kPerLane>
-__device__ void select_row(const TopKArgs& args, int64_t token) {
-  const int lane = threadIdx.x % 32;
-  const float* row = args.logits + token * args.num_experts;
-  float logit[kPerLane];
-#pragma unroll
-  for (int i = 0; i < kPerLane; ++i)
-    logit[i] = lane + 32 * i < args.num_experts ? row[lane + 32 * i] : -INFINITY;
+constexpr size_t kSharedBytes = 44 << 10;  // without asking; 4 KiB are static
 
-  float my_weight = 0, largest = 0, sum = 0;
-  int my_id = -1;
-  for (int place = 0; place < args.top_k; ++place) {
-    float best = -INFINITY;
-    int id = 1 << 30;
+// What one warp works in.
+__host__ __device__ int64_t scratch_words(const rule::Rule& rule) {
+  return rule::scratch_floats(rule.candidates, rule.num_groups) + kMaxTopK;
+}
+
+__device__ void add(int64_t* count) {
+  atomicAdd(reinterpret_cast<unsigned long long*>(count), 1ull);
+}
+
+// The commonest rule, which a kernel of its own makes short: softmax over the chosen logits.
+bool is_plain(const rule::Rule& r) {
+  return r.selection == Selection::top_k && r.num_groups == 1 && !r.selection_bias &&
+         r.weighting == Weighting::softmax_of_selected_logits && r.normalize == Normalize::none &&
+         r.softcap == 0 && !r.per_expert_scale;
+}
+
+// `r` with what is_plain() found as constants.
+template <bool kPlain>
+__device__ rule::Rule known(rule::Rule r) {
+  if (!kPlain) return r;
+  r.selection = Selection::top_k;
+  r.num_groups = 1;
+  r.selection_bias = r.per_expert_scale = nullptr;
+  r.weighting = Weighting::softmax_of_selected_logits;
+  r.normalize = Normalize::none;
+  r.softcap = 0;
+  return r;
+}
+
+// Copies a row with four loads in flight; each lane the values that it looks after.
+__device__ void stage(const float* row, int32_t n, float* out) {
+  const int lane = threadIdx.x % 32;
+  for (int32_t base = lane; base < n; base += 128) {
+    float value[4];
 #pragma unroll
-    for (int i = 0; i < kPerLane; ++i)
-      if (logit[i] > best) best = logit[i], id = lane + 32 * i;
+    for (int i = 0; i < 4; ++i) value[i] = base + 32 * i < n ? row[base + 32 * i] : 0;
 #pragma unroll
-    for (int d = 16; d > 0; d /= 2) {
-      const float other = __shfl_xor_sync(~0u, best, d);
-      const int other_id = __shfl_xor_sync(~0u, id, d);
-      if (other > best || (other == best && other_id < id)) best = other, id = other_id;
-    }
-#pragma unroll
-    for (int i = 0; i < kPerLane; ++i)
-      if (lane + 32 * i == id) logit[i] = -INFINITY;
-    if (id == 1 << 30) break;  // no candidate is left
-    if (place == 0) largest = best;
-    const float weight = __expf(best - largest);
-    sum += weight;
-    if (lane == place) my_weight = weight, my_id = id;
-  }
-  if (lane < args.top_k) {
-    args.ids[token * args.top_k + lane] = my_id;
-    args.weights[token * args.top_k + lane] = my_id < 0 ? 0.0f : my_weight / sum;
+    for (int i = 0; i < 4; ++i)
+      if (base + 32 * i < n) out[base + 32 * i] = value[i];
   }
 }
 
-template <int kPerLane>
-__global__ void topk(const TopKArgs args) {
+// One warp chooses for one row. The plain rule keeps the keys as the logits, so they share memory.
+template <bool kPlain>
+__device__ void select_row(const TopKArgs& args, int64_t token, int64_t valid, float* scratch) {
+  const rule::WarpTeam team;
+  const int lane = team.lane(0), top_k = args.rule.top_k;
+  int32_t* ids = reinterpret_cast<int32_t*>(scratch);
+  float* weights = args.weights + token * top_k;
+  if (token < valid) {
+    const int64_t first = token * args.rule.candidates;
+    float* keys = scratch + kMaxTopK;
+    if (kPlain) stage(args.logits + first, args.rule.candidates, keys);
+    const rule::Row row = {kPlain ? keys : args.logits + first,
+                           args.mask ? args.mask + first : nullptr,
+                           args.token_ids ? args.token_ids[token] : 0, ids, weights};
+    const rule::Outcome outcome = rule::select(team, known<kPlain>(args.rule), row, keys);
+    if (lane == 0 && args.counts) {
+      if (outcome.nonfinite) add(&args.counts->nonfinite_rows);
+      if (outcome.chosen < top_k) add(&args.counts->short_rows);
+    }
+  } else if (lane < top_k) {
+    ids[lane] = -1;
+    weights[lane] = 0;
+  }
+  team.sync();
+  if (lane < top_k) args.ids[token * top_k + lane] = ids[lane];
+  team.sync();  // the scratch is free for the next row
+}
+
+__device__ int64_t valid_rows(const TopKArgs& args) {
+  return args.valid_rows ? *args.valid_rows : args.tokens;
+}
+
+template <bool kPlain>
+__global__ void __launch_bounds__(128) topk(const TopKArgs args) {
+  extern __shared__ float shared[];
   wait_for_previous_kernel();
   let_next_kernel_start();
-  const int64_t token = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / 32;
-  if (token < args.tokens) select_row<kPerLane>(args, token);
+  const int warp = threadIdx.x / 32, warps = blockDim.x / 32;
+  const int64_t token = static_cast<int64_t>(blockIdx.x) * warps + warp;
+  if (token < args.tokens)
+    select_row<kPlain>(args, token, valid_rows(args), shared + warp * scratch_words(args.rule));
 }
 
 constexpr int kThreads = 1024;
 
-template <int kPerLane>
+// The first `select_warps` choose; the memory they worked in then holds the counts.
+template <bool kPlain>
 __global__ void __launch_bounds__(kThreads)
-    topk_permute(const TopKArgs args, const PermuteArgs out) {
-  __shared__ int32_t count[kMaxExperts], begin[kMaxExperts];
-  __shared__ int16_t ids[kMaxFusedTokens * 32];
+    topk_permute(const TopKArgs args, const PermuteArgs out, int select_warps) {
+  extern __shared__ float shared[];
+  __shared__ int16_t ids[kMaxFusedTokens * kMaxTopK];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int pairs = static_cast<int>(args.tokens) * args.top_k;
-  for (int e = threadIdx.x; e < args.num_experts; e += kThreads) count[e] = 0;
+  const int experts = args.rule.candidates, top_k = args.rule.top_k;
+  const int pairs = static_cast<int>(args.tokens) * top_k;
   wait_for_previous_kernel();
   let_next_kernel_start();
-  for (int token = warp; token < args.tokens; token += kThreads / 32)
-    select_row<kPerLane>(args, token);
+  if (warp < select_warps)
+    for (int token = warp; token < args.tokens; token += select_warps)
+      select_row<kPlain>(args, token, valid_rows(args), shared + warp * scratch_words(args.rule));
+  __syncthreads();
+  int32_t* count = reinterpret_cast<int32_t*>(shared);
+  int32_t* begin = count + experts;
+  for (int e = threadIdx.x; e < experts; e += kThreads) count[e] = 0;
   __syncthreads();
   for (int p = threadIdx.x; p < pairs; p += kThreads) {
     const int id = args.ids[p];
@@ -79,9 +127,9 @@ __global__ void __launch_bounds__(kThreads)
 
   if (warp == 0) {  // rows and tiles before each expert
     int row = 0, tile = 0;
-    for (int base = 0; base < args.num_experts; base += 32) {
+    for (int base = 0; base < experts; base += 32) {
       const int e = base + lane;
-      const int rows = e < args.num_experts ? count[e] : 0;
+      const int rows = e < experts ? count[e] : 0;
       const int tiles = (rows + out.tile_tokens - 1) / out.tile_tokens;
       int sum = rows << 16 | tiles;  // both below 2^15: at most 64 * 32 pairs
       for (int d = 1; d < 32; d *= 2) {
@@ -89,7 +137,7 @@ __global__ void __launch_bounds__(kThreads)
         if (lane >= d) sum += below;
       }
       const int first_row = row + (sum >> 16) - rows, first = tile + (sum & 0xFFFF) - tiles;
-      if (e < args.num_experts) begin[e] = first_row;
+      if (e < experts) begin[e] = first_row;
       for (int i = 0; i < tiles; ++i)
         out.tiles[first + i] = {out.slot_of_expert[e], first, tiles, first_row, rows, e, {0, 0}};
       const int total = __shfl_sync(~0u, sum, 31);
@@ -107,22 +155,22 @@ __global__ void __launch_bounds__(kThreads)
     int at = begin[id];
     if (count[id] > 1)
       for (int q = 0; q < p; ++q) at += ids[q] == id;
-    out.row_token[at] = p / args.top_k;
+    out.row_token[at] = p / top_k;
     out.row_of_pair[p] = at;
   }
 }
 
-// Calls `f` with the number of logits a lane holds.
-template <typename F>
-cudaError_t with_width(int num_experts, F f) {
-  if (num_experts <= 128) return f(std::integral_constant<int, 4>());
-  if (num_experts <= 512) return f(std::integral_constant<int, 16>());
-  return f(std::integral_constant<int, kMaxExperts / 32>());
+bool valid(const TopKArgs& args) {
+  const rule::Rule& r = args.rule;
+  return r.candidates >= 1 && r.candidates <= kMaxExperts && r.top_k >= 1 && r.top_k <= kMaxTopK &&
+         r.num_groups >= 1 && r.num_groups <= r.candidates &&
+         (r.selection != Selection::sparsemixer || r.top_k <= 2);
 }
 
-bool valid(const TopKArgs& args) {
-  return args.num_experts >= 1 && args.num_experts <= kMaxExperts && args.top_k >= 1 &&
-         args.top_k <= 32 && args.top_k <= args.num_experts;
+// Most warps, at least one, whose scratch fits in `bytes`.
+int warps_within(const rule::Rule& rule, size_t bytes, int64_t wanted) {
+  const int64_t fit = static_cast<int64_t>(bytes / (scratch_words(rule) * sizeof(float)));
+  return static_cast<int>(std::clamp<int64_t>(fit, 1, wanted));
 }
 
 }  // namespace
@@ -130,17 +178,27 @@ bool valid(const TopKArgs& args) {
 cudaError_t launch_topk(const TopKArgs& args, cudaStream_t stream) {
   if (!valid(args)) return cudaErrorInvalidValue;
   if (args.tokens == 0) return cudaSuccess;
-  return with_width(args.num_experts, [&](auto width) {
-    const unsigned blocks = static_cast<unsigned>((args.tokens + 3) / 4);
-    return launch(topk<decltype(width)::value>, blocks, 128, 0, stream, args);
-  });
+  const int warps = warps_within(args.rule, kSharedBytes, 4);
+  const unsigned blocks = static_cast<unsigned>((args.tokens + warps - 1) / warps);
+  const size_t bytes = warps * scratch_words(args.rule) * sizeof(float);
+  const auto kernel = is_plain(args.rule) ? topk<true> : topk<false>;
+  return launch(kernel, blocks, warps * 32, bytes, stream, args);
 }
 
 cudaError_t launch_topk_permute(const TopKArgs& args, const PermuteArgs& out, cudaStream_t stream) {
-  if (!valid(args) || args.tokens > kMaxFusedTokens) return cudaErrorInvalidValue;
-  return with_width(args.num_experts, [&](auto width) {
-    return launch(topk_permute<decltype(width)::value>, 1, kThreads, 0, stream, args, out);
-  });
+  if (!valid(args) || args.tokens > kMaxFusedTokens || out.num_experts != args.rule.candidates)
+    return cudaErrorInvalidValue;
+  constexpr size_t kMost = 200 << 10;
+  const int warps = warps_within(args.rule, kMost, std::clamp<int64_t>(args.tokens, 1, 32));
+  const size_t bytes = std::max(warps * scratch_words(args.rule) * sizeof(float),
+                                2 * sizeof(int32_t) * args.rule.candidates);
+  const auto kernel = is_plain(args.rule) ? topk_permute<true> : topk_permute<false>;
+  if (bytes > kSharedBytes) {
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMost);
+    if (error != cudaSuccess) return error;
+  }
+  return launch(kernel, 1, kThreads, bytes, stream, args, out, warps);
 }
 
 }  // namespace moe::cuda

@@ -1,4 +1,5 @@
-// Chooses top_k experts of each token from its logits; and, for few tokens, groups them as well.
+// Chooses experts for each row of logits by the rule of moe/router.h, with the CPU's bits; and, for
+// few tokens, groups the choices as well.
 #pragma once
 
 #include <cstdint>
@@ -6,20 +7,27 @@
 #include <cuda_runtime_api.h>
 
 #include "permute/permute.h"
+#include "router/select.h"
 
 namespace moe::cuda {
 
-struct TopKArgs {
-  const float* logits = nullptr;  // (tokens, num_experts)
-  int64_t tokens = 0;
-  int32_t num_experts = 0;
-  int32_t top_k = 0;
+inline constexpr int32_t kMaxTopK = 32;
 
-  int32_t* ids = nullptr;    // (tokens, top_k), highest first
-  float* weights = nullptr;  // (tokens, top_k)
+// Device memory throughout, the rule's pointers too; C is rule.candidates.
+struct TopKArgs {
+  rule::Rule rule;  // at most kMaxExperts candidates, top_k at most kMaxTopK
+
+  const float* logits = nullptr;  // (tokens, C)
+  int64_t tokens = 0;
+  const uint8_t* mask = nullptr;        // (tokens, C), 0 = not allowed; or null
+  const int64_t* token_ids = nullptr;   // (tokens), for Selection::token_lookup
+  const int64_t* valid_rows = nullptr;  // one value; rows from it on get id -1. Null: tokens
+
+  int32_t* ids = nullptr;         // (tokens, top_k), best first; -1: no expert
+  float* weights = nullptr;       // (tokens, top_k)
+  RouteCounts* counts = nullptr;  // nonfinite_rows and short_rows are added to; or null
 };
 
-// softmax over the chosen logits (which is softmax over all, renormalised).
 cudaError_t launch_topk(const TopKArgs& args, cudaStream_t stream);
 
 // launch_topk and launch_permute in one kernel of one block. permute.ids must be topk.ids.

@@ -67,7 +67,14 @@ cudaError_t make_row_maps(const LayerArgs& args, const Workspace& work, TileClas
 cudaError_t enqueue_routing(const LayerArgs& args, const Workspace& work, TileClass size,
                             cudaStream_t stream) {
   const int32_t experts = args.pool.num_experts;
-  const TopKArgs topk = {args.logits, args.tokens, experts, args.top_k, work.ids, work.weights};
+  TopKArgs topk;
+  topk.rule = args.rule;
+  topk.rule.candidates = experts;
+  topk.rule.top_k = args.top_k;
+  topk.logits = args.logits;
+  topk.tokens = args.tokens;
+  topk.ids = work.ids;
+  topk.weights = work.weights;
   const PermuteArgs permute = {
       work.ids,          args.tokens,    args.top_k,       experts,    args.pool.slot_of_expert,
       tile_tokens(size), work.row_token, work.row_of_pair, work.tiles, work.tile_count};

@@ -10,6 +10,7 @@
 
 #include "gemm/grouped_gemm.h"
 #include "gemm/layout.h"
+#include "router/select.h"
 
 namespace moe::cuda {
 
@@ -39,6 +40,8 @@ struct LayerArgs {
 
   int64_t tokens = 0;
   int32_t top_k = 0;
+  // How experts are chosen; candidates and top_k are set from the above.
+  rule::Rule rule = {.weighting = Weighting::softmax_of_selected_logits};
   const __nv_bfloat16* hidden = nullptr;  // (tokens, hidden); hidden is a multiple of 8
   const float* logits = nullptr;          // (tokens, num_experts)
   __nv_bfloat16* out = nullptr;           // (tokens, hidden)

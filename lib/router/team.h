@@ -75,14 +75,17 @@ struct WarpTeam {
       value += __shfl_xor_sync(kAll, value, step);
     return value;
   }
+  // Floats as unsigned numbers in the same order, above 0 and with -0 as +0.
   __device__ Best best(const Best* lanes) const {
-    Best winner = lanes[0];
-    for (int step = kTeamLanes / 2; step > 0; step /= 2) {
-      const Best other{__shfl_xor_sync(kAll, winner.key, step),
-                       __shfl_xor_sync(kAll, winner.index, step)};
-      if (better(other, winner)) winner = other;
-    }
-    return winner;
+    const unsigned bits = __float_as_uint(lanes[0].key + 0.f);
+    unsigned key = bits >> 31 ? ~bits : bits | 0x80000000u;
+    if (lanes[0].index < 0) key = 0;
+    const unsigned largest = __reduce_max_sync(kAll, key);
+    if (largest == 0) return {};
+    const unsigned index =
+        __reduce_min_sync(kAll, key == largest ? static_cast<unsigned>(lanes[0].index) : kAll);
+    return {__uint_as_float(largest >> 31 ? largest & 0x7fffffffu : ~largest),
+            static_cast<int>(index)};
   }
   __device__ bool any(const bool* lanes) const { return __any_sync(kAll, lanes[0]); }
 };

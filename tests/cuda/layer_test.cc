@@ -333,7 +333,13 @@ TEST_CASE("one fused kernel and two kernels choose and group alike", "[cuda]") {
       const Buffer<int32_t> ids(pairs), row_token(pairs), row_of_pair(pairs), count(1);
       const Buffer<float> weights(pairs);
       const Buffer<TokenTile> tiles(max_tiles(pairs, experts, 32));
-      const TopKArgs topk = {logits.data(), p.tokens, experts, p.top_k, ids.data(), weights.data()};
+      const TopKArgs topk = {.rule = {.candidates = experts,
+                                      .top_k = p.top_k,
+                                      .weighting = moe::Weighting::softmax_of_selected_logits},
+                             .logits = logits.data(),
+                             .tokens = p.tokens,
+                             .ids = ids.data(),
+                             .weights = weights.data()};
       const PermuteArgs permute = {ids.data(),   p.tokens,    p.top_k,          experts,
                                    table.data(), 32,          row_token.data(), row_of_pair.data(),
                                    tiles.data(), count.data()};
@@ -384,6 +390,8 @@ TEST_CASE("what no GPU kernel serves is refused", "[cuda]") {
   args.pool.shape = {.hidden = 100, .intermediate = 64};
   args.tokens = 1;
   REQUIRE(enqueue_layer(args, nullptr) == cudaErrorInvalidValue);
-  REQUIRE(launch_topk({nullptr, 1, 8, 33, nullptr, nullptr}, nullptr) == cudaErrorInvalidValue);
-  REQUIRE(launch_topk({nullptr, 1, 5000, 2, nullptr, nullptr}, nullptr) == cudaErrorInvalidValue);
+  REQUIRE(launch_topk({.rule = {.candidates = 8, .top_k = 33}, .tokens = 1}, nullptr) ==
+          cudaErrorInvalidValue);
+  REQUIRE(launch_topk({.rule = {.candidates = 5000, .top_k = 2}, .tokens = 1}, nullptr) ==
+          cudaErrorInvalidValue);
 }
