@@ -3,6 +3,7 @@
 
 #include "model/workspace.h"
 #include "moe/model.h"
+#include "store/forward_experts.h"
 
 namespace moe {
 
@@ -11,7 +12,8 @@ struct LayerForward {
   ExpertStore::Impl& store;
   StoreLayer& layer;
   EpochReader& reader;
-  Wave& wave;  // the context's, empty between forwards
+  Wave& wave;               // the context's, empty between forwards
+  ForwardExperts& experts;  // the context's; paged layers only
   const Services& services;
   const Router* own_router = nullptr;  // the host's; null: the built-in rule
   Execution execution = Execution::grouped;

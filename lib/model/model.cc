@@ -78,6 +78,7 @@ Status Model::Impl::forward(Context::Impl& context, int32_t layer, const TensorV
                  .layer = *found,
                  .reader = context.reader,
                  .wave = context.wave,
+                 .experts = context.experts,
                  .services = services,
                  .own_router = this->options.router,
                  .execution = this->options.execution,

@@ -12,6 +12,7 @@
 #include "metrics/counters.h"
 #include "model/workspace.h"
 #include "moe/model.h"
+#include "store/forward_experts.h"
 #include "store/store_impl.h"
 
 namespace moe {
@@ -26,6 +27,7 @@ struct Context::Impl {
   Model::Impl& model;
   EpochReader reader;
   Wave wave;
+  ForwardExperts experts;
   Stream stream;
   Buffer buffer;
 };

@@ -76,15 +76,9 @@ Status run_resident(LayerForward& f, const ExpertTable& table, Chunk chunk) {
 }
 
 void tell_eviction_policy(LayerForward& f) {
-  const int32_t experts = f.layer.spec.router.num_experts;
-  std::fill(f.work.seen.begin(), f.work.seen.end(), uint8_t{0});
-  size_t count = 0;  // in the order of first use
-  for (int32_t id : f.work.ids) {
-    if (id < 0 || id >= experts || f.work.seen[static_cast<size_t>(id)]) continue;
-    f.work.seen[static_cast<size_t>(id)] = 1;
-    f.work.needed[count++] = id;
-  }
-  f.store.accessed(f.layer, f.work.needed.first(count));
+  f.experts.gather(f.work.ids.data(), nullptr, f.hidden.shape[0], f.top_k,
+                   f.layer.spec.router.num_experts);
+  f.store.accessed(f.layer, f.experts.distinct());
 }
 
 Status run_paged(LayerForward& f, Chunk chunk) {

@@ -59,7 +59,6 @@ Workspace Workspace::cut(const StoreLayer& layer, const BatchShape& batch, std::
   if (layer.paged) {
     w.wave_groups = cutter.take<ExpertGroup>(groups);
     w.needed = cutter.take<int32_t>(experts);
-    w.seen = cutter.take<uint8_t>(experts);
   }
   w.rows = cutter.take<float>(pairs * spec.hidden());
   if (layer.shared.gemm) {

@@ -34,7 +34,6 @@ struct Workspace {
   std::span<ExpertGroup> groups;       // at most min(experts, P)
   std::span<ExpertGroup> wave_groups;  // ditto; paged layers only
   std::span<int32_t> needed;           // (experts), paged layers only
-  std::span<uint8_t> seen;             // (experts), paged layers only
   std::span<float> rows;               // (P, hidden), unweighted results by pair
   std::span<int64_t> shared_pairs;     // (chunk): 0, 1, 2, ...
   std::span<float> shared_rows;        // (chunk, hidden)
