@@ -1,6 +1,4 @@
 // The chosen experts of a chunk of rows, from one table or in waves.
-#include <algorithm>
-
 #include "core/error.h"
 #include "core/rows.h"
 #include "model/stages.h"
