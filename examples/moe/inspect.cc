@@ -65,7 +65,7 @@ std::vector<Candidate> candidates(const ExpertSpec& spec) {
   std::vector<Candidate> out;
   for (const ExpertGemmRow& row : expert_gemm_rows()) {
     Status fits = row.available();
-    if (fits.ok()) fits = row.make()->supports(spec);
+    if (fits.ok()) fits = row.make({})->supports(spec);
     out.push_back({&row, std::move(fits)});
   }
   return out;

@@ -18,6 +18,20 @@
 
 namespace moe {
 
+// How exact the rows are when they meet the weights: the A of W8A8.
+enum class RowPrecision : int32_t {
+  automatic,  // what the format was made for: int8 and int4 weights meet rows in int8 with a scale
+              // per 32 inputs, fp8_block weights rows in E4M3 with a scale per 128; float weights
+              // meet rows as they come
+  exact,      // f32 on the CPU; bf16 on a GPU, whose matrix units take no more
+  fast,       // as automatic, but float weights may meet f32 rows rounded to bf16 (AMX)
+};
+
+// What a backend may choose from when it is made.
+struct ExpertGemmOptions {
+  RowPrecision rows = RowPrecision::automatic;  // least exact rows that the host accepts
+};
+
 // How one expert lies in a slot of a device's pool.
 struct SlotLayout {
   std::string name;       // two backends with equal names read the same bytes
@@ -89,7 +103,7 @@ struct ExpertGemmRow {
   // ok if it runs on this machine; otherwise why not.
   Status (*available)();
   // One of them. Throws std::bad_alloc alone.
-  std::unique_ptr<ExpertGemm> (*make)();
+  std::unique_ptr<ExpertGemm> (*make)(const ExpertGemmOptions& options);
 };
 
 // Every backend of this build, best first.
@@ -98,6 +112,7 @@ MOE_API std::span<const ExpertGemmRow> expert_gemm_rows();
 // The first row of `device` that is available and supports `spec`; `name` forces one.
 // The message of a failure lists each row with its reason.
 MOE_API Result<std::unique_ptr<ExpertGemm>> make_expert_gemm(Device device, const ExpertSpec& spec,
-                                                             std::string_view name = {});
+                                                             std::string_view name = {},
+                                                             const ExpertGemmOptions& options = {});
 
 }  // namespace moe

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "moe/eviction.h"
+#include "moe/expert_gemm.h"
 #include "moe/export.h"
 #include "moe/host.h"
 #include "moe/status.h"
@@ -19,8 +20,6 @@
 #include "moe/weights.h"
 
 namespace moe {
-
-class ExpertGemm;
 
 // Of one copy. Being ready and being named by a table are separate facts.
 enum class CopyState : int32_t { empty, loading, verifying, ready, draining, failed };
@@ -48,6 +47,7 @@ struct ExpertStoreOptions {
 
   std::vector<int32_t> layers;              // empty: all of the source's
   std::string gemm;                         // name of the backend whose layout the slots have
+  ExpertGemmOptions gemm_options;           // of a backend that is made here
   const ExpertGemm* expert_gemm = nullptr;  // host's own; must outlive the store
   HostServices host;                        // not owned; must outlive the store
   Progress progress = nullptr;              // called while experts load; false cancels

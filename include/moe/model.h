@@ -44,6 +44,7 @@ struct ModelOptions {
 
   Execution execution = Execution::grouped;  // CPU only
   std::string gemm;  // name of a row of expert_gemm_rows(); empty: the best one that fits
+  ExpertGemmOptions gemm_options;  // how exact the rows must be
 
   // Host's own parts; not owned, must outlive the model. Null: the library's.
   const Router* router = nullptr;           // used for every layer

@@ -34,10 +34,10 @@ struct Table {
 };
 
 // Why `row` cannot serve; on ok, `gemm` is the backend.
-Status try_row(const ExpertGemmRow& row, const ExpertSpec& spec,
+Status try_row(const ExpertGemmRow& row, const ExpertSpec& spec, const ExpertGemmOptions& options,
                std::unique_ptr<ExpertGemm>* gemm) {
   MOE_RETURN_IF_ERROR(row.available());
-  std::unique_ptr<ExpertGemm> made = row.make();
+  std::unique_ptr<ExpertGemm> made = row.make(options);
   MOE_RETURN_IF_ERROR(made->supports(spec));
   *gemm = std::move(made);
   return {};
@@ -55,7 +55,8 @@ std::span<const ExpertGemmRow> expert_gemm_rows() {
 }
 
 Result<std::unique_ptr<ExpertGemm>> make_expert_gemm(Device device, const ExpertSpec& spec,
-                                                     std::string_view name) {
+                                                     std::string_view name,
+                                                     const ExpertGemmOptions& options) {
   const Place place = {.phase = Phase::plan};
   return guarded(place, [&]() -> Result<std::unique_ptr<ExpertGemm>> {
     std::string reasons, names;
@@ -65,7 +66,7 @@ Result<std::unique_ptr<ExpertGemm>> make_expert_gemm(Device device, const Expert
           fmt::format("{}{} ({})", names.empty() ? "" : ", ", row.name, device_name(row.device));
       if (row.device != device.kind || (!name.empty() && name != row.name)) continue;
       std::unique_ptr<ExpertGemm> gemm;
-      const Status status = try_row(row, spec, &gemm);
+      const Status status = try_row(row, spec, options, &gemm);
       if (status.ok()) return gemm;
       if (status.code() == StatusCode::invalid_argument) code = status.code();
       reasons += fmt::format("; {}: {}", row.name, status.message());

@@ -9,10 +9,10 @@
 namespace moe {
 
 // cpu_gemm.cc: the CPU backend people run.
-std::unique_ptr<ExpertGemm> make_cpu_gemm();
+std::unique_ptr<ExpertGemm> make_cpu_gemm(const ExpertGemmOptions& options);
 
 // reference_gemm.cc: the oracle behind the same interface.
-std::unique_ptr<ExpertGemm> make_reference_gemm();
+std::unique_ptr<ExpertGemm> make_reference_gemm(const ExpertGemmOptions& options);
 
 // cuda/rows.cc, or no_cuda.cc in a build without CUDA: the GPU's backends, best first.
 std::span<const ExpertGemmRow> cuda_expert_gemm_rows();

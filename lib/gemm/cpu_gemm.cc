@@ -256,6 +256,8 @@ std::unique_ptr<ExpertGemm> make_gemm(const Kernels& kernels) {
 
 namespace moe {
 
-std::unique_ptr<ExpertGemm> make_cpu_gemm() { return cpu::make_gemm(cpu::best_kernels()); }
+std::unique_ptr<ExpertGemm> make_cpu_gemm(const ExpertGemmOptions&) {
+  return cpu::make_gemm(cpu::best_kernels());
+}
 
 }  // namespace moe

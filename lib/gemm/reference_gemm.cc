@@ -96,6 +96,8 @@ class ReferenceGemm final : public ExpertGemm {
 
 }  // namespace
 
-std::unique_ptr<ExpertGemm> make_reference_gemm() { return std::make_unique<ReferenceGemm>(); }
+std::unique_ptr<ExpertGemm> make_reference_gemm(const ExpertGemmOptions&) {
+  return std::make_unique<ReferenceGemm>();
+}
 
 }  // namespace moe

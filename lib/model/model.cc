@@ -24,6 +24,7 @@ ExpertStoreOptions store_options(const ModelOptions& options) {
           .eviction_policy = options.eviction_policy,
           .layers = options.layers,
           .gemm = options.gemm,
+          .gemm_options = options.gemm_options,
           .expert_gemm = options.expert_gemm,
           .host = options.host,
           .progress = options.progress,

@@ -29,15 +29,16 @@ std::string describe_layer(const StoreLayer& layer) {
 }
 
 // Why each row of the table does or does not serve `spec`.
-std::string explain(const ExpertSpec& spec, Device device, std::string_view chosen) {
+std::string explain(const ExpertSpec& spec, const ExpertStoreOptions& options,
+                    std::string_view chosen) {
   std::string text;
   for (const ExpertGemmRow& row : expert_gemm_rows()) {
     std::string verdict;
-    if (row.device != device.kind)
+    if (row.device != options.device.kind)
       verdict = "other device";
     else if (Status s = row.available(); !s.ok())
       verdict = std::string(s.message());
-    else if (Status t = row.make()->supports(spec); !t.ok())
+    else if (Status t = row.make(options.gemm_options)->supports(spec); !t.ok())
       verdict = std::string(t.message());
     else
       verdict = chosen == row.name ? "chosen" : "fits; passed over";
@@ -66,7 +67,7 @@ std::string ExpertStore::Impl::describe() const {
     if (options.expert_gemm)
       text += fmt::format("    {:<20} chosen: brought by the host\n", options.expert_gemm->name());
     else
-      text += explain(specs[first].expert, options.device, layers[first]->routed.gemm->name());
+      text += explain(specs[first].expert, options, layers[first]->routed.gemm->name());
     first = last + 1;
   }
   return text;

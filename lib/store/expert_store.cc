@@ -53,7 +53,8 @@ Status ExpertStore::Impl::choose_backends() {
       MOE_RETURN_IF_ERROR(options.expert_gemm->supports(spec));
       compute.gemm = options.expert_gemm;
     } else {
-      MOE_ASSIGN_OR_RETURN(auto made, make_expert_gemm(options.device, spec, options.gemm));
+      MOE_ASSIGN_OR_RETURN(
+          auto made, make_expert_gemm(options.device, spec, options.gemm, options.gemm_options));
       compute.gemm = made.get();
       backends.push_back(std::move(made));
     }

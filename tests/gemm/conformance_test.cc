@@ -71,7 +71,7 @@ TEST_CASE("every backend equals the reference on random shapes",
           "[gemm][mission-30][mission-33][mission-38][mission-139]") {
   for (const ExpertGemmRow* row : cpu_rows()) {
     std::mt19937_64 random(seed());
-    const auto gemm = row->make();
+    const auto gemm = row->make({});
     for (int i = 0; i < 60; ++i)
       check_conforms(*gemm, random_problem(random), {.threads = static_cast<int>(i % 4)});
   }
@@ -80,7 +80,7 @@ TEST_CASE("every backend equals the reference on random shapes",
 TEST_CASE("every activation in every format, with and without gate and bias",
           "[gemm][mission-38]") {
   for (const ExpertGemmRow* row : cpu_rows()) {
-    const auto gemm = row->make();
+    const auto gemm = row->make({});
     for (Activation activation : kActivations)
       for (FormatKind format : kFormats)
         for (int flags = 0; flags < 4; ++flags) {
@@ -105,7 +105,7 @@ TEST_CASE("every activation in every format, with and without gate and bias",
 
 TEST_CASE("4097 rows, all to one expert", "[gemm][mission-139]") {
   for (const ExpertGemmRow* row : cpu_rows())
-    check_conforms(*row->make(),
+    check_conforms(*row->make({}),
                    {.spec = {.hidden = 33, .intermediate = 17},
                     .experts = 3,
                     .tokens = 4097,
@@ -116,7 +116,7 @@ TEST_CASE("4097 rows, all to one expert", "[gemm][mission-139]") {
 
 TEST_CASE("what a backend cannot serve is refused with the numbers", "[gemm][mission-121]") {
   for (const ExpertGemmRow* row : cpu_rows()) {
-    const auto gemm = row->make();
+    const auto gemm = row->make({});
     INFO(row->name);
     ExpertSpec spec{.hidden = 64, .intermediate = 32};
     CHECK(gemm->supports(spec).ok());
@@ -134,7 +134,7 @@ TEST_CASE("what a backend cannot serve is refused with the numbers", "[gemm][mis
 
 TEST_CASE("a wrong batch is refused and nothing is written", "[gemm][mission-121]") {
   for (const ExpertGemmRow* row : cpu_rows()) {
-    const auto gemm = row->make();
+    const auto gemm = row->make({});
     const Prepared prepared = prepare({.spec = {.hidden = 8, .intermediate = 8}, .seed = seed()});
     const Slots slots(*gemm, prepared);
     std::vector<float> out(prepared.ids.size() * 8, 5.0f);
