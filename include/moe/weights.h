@@ -32,8 +32,8 @@ enum class FormatKind : int32_t {
   f16,
   bf16,
   fp8_block,  // E4M3 with one f32 scale per group x group block (DeepSeek-V3)
-  int8,       // f32 scale per row (group 0) or per `group` inputs of a row
-  int4,       // ditto, two per byte
+  int8,       // (q - zero) * scale; one scale per row (group 0) or per `group` inputs of a row
+  int4,       // ditto, q from 0 to 15, two per byte, even input in the low nibble; zero is 8
   mxfp4,      // E2M1 with an E8M0 scale per 32 inputs
   nvfp4,      // E2M1 with an E4M3 scale per 16 inputs and one f32
 };
@@ -42,6 +42,9 @@ enum class FormatKind : int32_t {
 struct Format {
   FormatKind kind = FormatKind::bf16;  // of the elements
   int32_t group = 0;  // inputs (fp8_block: also outputs) that share a scale; 0: none or whole row
+  DType scale = DType::f32;  // type of the scales: f32, f16 or bf16
+  bool zero_points = false;  // int8, int4: each group has a zero of its own
+  bool act_order = false;    // int8, int4: a tensor says which group each input is in (GPTQ)
 
   friend bool operator==(const Format&, const Format&) = default;
 };
@@ -105,7 +108,15 @@ enum class WeightKind : int32_t {
   down_bias,  // (hidden)
   gate_scale,
   up_scale,
-  down_scale,  // quantised formats: shape as Format says, f32
+  down_scale,  // quantised formats: (outputs, groups), fp8_block: a scale per block; Format::scale
+
+  gate_zero,
+  up_zero,
+  down_zero,  // (outputs, groups) i8 (int8) or u8 (int4): Format::zero_points
+
+  gate_group,
+  up_group,
+  down_group,  // (inputs) i32: the group of each input, Format::act_order
 };
 
 inline constexpr int32_t kSharedExpert =

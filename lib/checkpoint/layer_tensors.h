@@ -57,7 +57,7 @@ class LayerTensors {
   TensorSlice slice(const Part& part, int32_t expert) const;
 
  private:
-  static constexpr int kKinds = static_cast<int>(WeightKind::down_scale) + 1;
+  static constexpr int kKinds = static_cast<int>(WeightKind::down_group) + 1;
   static int index(const Part& part) {
     return static_cast<int>(part.kind) + (part.owner == Owner::shared ? kKinds : 0);
   }

@@ -1,12 +1,14 @@
 // Views of weights that the host holds.
 #include <cstring>
 #include <map>
+#include <optional>
 #include <tuple>
 #include <utility>
 
 #include "checkpoint/layer_set.h"
 #include "core/error.h"
 #include "moe/weights.h"
+#include "quant/formats.h"
 #include "quant/half.h"
 
 namespace moe {
@@ -20,59 +22,59 @@ Key key_of(const WeightId& id) {
 
 Place place_of(const WeightId& id) { return {.layer = id.layer, .expert = id.expert}; }
 
-int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
+// What a kind of tensor is to its matrix.
+enum class Role { other, matrix, scale, zero, group };
 
-// Shape of the scales of a (rows, columns) matrix.
-Dims scale_shape(const Format& format, int64_t rows, int64_t columns) {
-  const int64_t group = format.group > 0 ? format.group : columns;
-  switch (format.kind) {
-    case FormatKind::fp8_block: return {divide_up(rows, group), divide_up(columns, group)};
-    case FormatKind::int8:
-    case FormatKind::int4: return {rows, divide_up(columns, group)};
-    case FormatKind::mxfp4: return {rows, divide_up(columns, 32)};
-    case FormatKind::nvfp4: return {rows, divide_up(columns, 16)};
-    default: return {};
-  }
+Role role_of(WeightKind kind) {
+  if (kind < WeightKind::gate) return Role::other;
+  if (kind <= WeightKind::down) return Role::matrix;
+  if (kind < WeightKind::gate_scale) return Role::other;
+  if (kind <= WeightKind::down_scale) return Role::scale;
+  return kind <= WeightKind::down_zero ? Role::zero : Role::group;
 }
 
-// A 4-bit matrix keeps two inputs in a byte.
-Dims matrix_shape(const Format& format, int64_t rows, int64_t columns) {
-  const bool packed = format.kind == FormatKind::int4 || format.kind == FormatKind::mxfp4 ||
-                      format.kind == FormatKind::nvfp4;
-  return {rows, packed ? divide_up(columns, 2) : columns};
-}
-
-DType matrix_type(const Format& format) {
-  switch (format.kind) {
-    case FormatKind::f32: return DType::f32;
-    case FormatKind::f16: return DType::f16;
-    case FormatKind::bf16: return DType::bf16;
-    case FormatKind::fp8_block: return DType::f8_e4m3;
-    case FormatKind::int8: return DType::i8;
-    default: return DType::u8;
-  }
-}
-
-// The matrix that a scale belongs to.
+// The matrix that a scale, zero point or group index belongs to.
 WeightKind matrix_of(WeightKind kind) {
-  switch (kind) {
-    case WeightKind::gate_scale: return WeightKind::gate;
-    case WeightKind::up_scale: return WeightKind::up;
-    case WeightKind::down_scale: return WeightKind::down;
-    default: return kind;
+  if (kind < WeightKind::gate_scale) return kind;
+  const int place = (static_cast<int>(kind) - static_cast<int>(WeightKind::gate_scale)) % 3;
+  return static_cast<WeightKind>(static_cast<int>(WeightKind::gate) + place);
+}
+
+// Shape of the tensor that plays `role` for a matrix of shape `matrix`; rank 0: the format has
+// none.
+Dims role_shape(const Format& format, Role role, const Dims& matrix) {
+  if (role == Role::other) return matrix;
+  if (!is_quantised(format.kind)) return role == Role::matrix ? matrix : Dims();
+  switch (role) {
+    case Role::matrix: return value_shape(format, matrix[0], matrix[1]);
+    case Role::scale: return scale_shape(format, matrix[0], matrix[1]);
+    case Role::zero: return format.zero_points ? scale_shape(format, matrix[0], matrix[1]) : Dims();
+    default: return format.act_order ? Dims{matrix[1]} : Dims();
   }
 }
 
-bool is_matrix(WeightKind kind) { return kind >= WeightKind::gate && kind <= WeightKind::down; }
-bool is_scale(WeightKind kind) { return kind >= WeightKind::gate_scale; }
+DType float_type_of(FormatKind kind) {
+  return kind == FormatKind::f32 ? DType::f32 : kind == FormatKind::f16 ? DType::f16 : DType::bf16;
+}
+
+// The one type that a tensor of the format must have; none for those that may be any float.
+std::optional<DType> wanted_type(const Format& format, Role role) {
+  switch (role) {
+    case Role::other: return std::nullopt;
+    case Role::matrix:
+      return is_quantised(format.kind) ? value_type(format) : float_type_of(format.kind);
+    case Role::scale: return format.scale;
+    case Role::zero: return zero_type(format);
+    default: return DType::i32;
+  }
+}
 
 Status check_type(const WeightId& id, const Format& format, DType got) {
-  if (is_matrix(id.kind)) {
-    const DType wanted = matrix_type(format);
-    if (got == wanted) return {};
+  if (const auto wanted = wanted_type(format, role_of(id.kind))) {
+    if (got == *wanted) return {};
     return invalid_argument(place_of(id), "{} is {}, but format {} of the layer's spec wants {}",
-                            to_string(id.kind), to_string(got), to_string(format.kind),
-                            to_string(wanted));
+                            to_string(id.kind), to_string(got), format_name(format),
+                            to_string(*wanted));
   }
   const bool table = id.kind == WeightKind::router_token_experts;
   if (table ? got == DType::i32 || got == DType::i64 : is_float(got) && got != DType::f64)
@@ -158,10 +160,12 @@ Status MemoryWeights::set(const WeightId& id, const TensorView& view) {
     const Format& format = shared ? spec->shared->expert.format : spec->expert.format;
     const Owner owner = shared ? Owner::shared : Owner::routed;
     Dims wanted = canonical_shape(*spec, {matrix_of(id.kind), owner});
-    if (is_matrix(id.kind)) wanted = matrix_shape(format, wanted[0], wanted[1]);
-    if (is_scale(id.kind)) wanted = scale_shape(format, wanted[0], wanted[1]);
+    if (is_expert_kind(id.kind)) {
+      if (Status status = check_format(format); !status.ok()) return status.at(place_of(id));
+      wanted = role_shape(format, role_of(id.kind), wanted);
+    }
     if (wanted.rank == 0)
-      return invalid_argument(place_of(id), "format {} has no {}", to_string(format.kind),
+      return invalid_argument(place_of(id), "format {} has no {}", format_name(format),
                               to_string(id.kind));
     MOE_RETURN_IF_ERROR(check_type(id, format, view.dtype));
     MOE_RETURN_IF_ERROR(check_shape(id, wanted, view));

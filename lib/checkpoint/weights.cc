@@ -51,6 +51,12 @@ const char* to_string(WeightKind kind) {
     case WeightKind::gate_scale: return "gate_scale";
     case WeightKind::up_scale: return "up_scale";
     case WeightKind::down_scale: return "down_scale";
+    case WeightKind::gate_zero: return "gate_zero";
+    case WeightKind::up_zero: return "up_zero";
+    case WeightKind::down_zero: return "down_zero";
+    case WeightKind::gate_group: return "gate_group";
+    case WeightKind::up_group: return "up_group";
+    case WeightKind::down_group: return "down_group";
   }
   return "unknown";
 }
