@@ -85,7 +85,7 @@ Status ExpertStore::Impl::size_pools() {
       found = needs.insert(
           needs.end(),
           {compute.layout.bytes, compute.layout.alignment,
-           SlotPool::stride(compute.layout.bytes, compute.layout.alignment, options.host.memory)});
+           SlotPool::stride(compute.layout.bytes, compute.layout.alignment, slot_memory())});
     (*found).*count += slots;
     compute.slot_class = static_cast<size_t>(found - needs.begin());
   };
@@ -117,7 +117,7 @@ Status ExpertStore::Impl::size_pools() {
     if (routed < 1 && n.routed > 0) continue;
     MOE_ASSIGN_OR_RETURN(
         auto pool, SlotPool::create(n.layout_bytes, n.alignment, routed + n.shared + kSpareSlots,
-                                    options.host.memory));
+                                    slot_memory()));
     classes.push_back({std::move(pool), routed});
   }
   if (classes.size() < needs.size())
@@ -166,14 +166,19 @@ Status ExpertStore::Impl::load_copy(StoreLayer& layer, int32_t expert, ExpertCop
     std::lock_guard lock(mutex);
     slot = address(layer, expert, copy);
   }
-  const Status status =
-      guarded({}, [&] { return compute.gemm->pack(spec, source, layer.spec.layer, expert, slot); });
-  if (status.ok()) {
+  uint64_t digest = 0;
+  const auto pack = [&](std::byte* to) -> Status {
+    MOE_RETURN_IF_ERROR(compute.gemm->pack(spec, source, layer.spec.layer, expert, to));
     {
       std::lock_guard lock(mutex);
       transition(copy, CopyState::verifying);
     }
-    const uint64_t digest = XXH3_64bits(slot, compute.layout.bytes);
+    digest = XXH3_64bits(to, compute.layout.bytes);
+    return {};
+  };
+  const Status status = guarded(
+      {}, [&] { return device ? device->fill(slot, compute.layout.bytes, pack) : pack(slot); });
+  if (status.ok()) {
     std::lock_guard lock(mutex);
     copy.digest = digest;
     copy.version = 1;
@@ -234,13 +239,18 @@ Status ExpertStore::Impl::load_blocks() {
   for (auto& layer : layers) {
     const std::byte* shared =
         layer->shared.gemm ? address(*layer, kSharedExpert, layer->shared_copy) : nullptr;
-    MOE_ASSIGN_OR_RETURN(layer->block, load_layer_block(source, layer->spec.layer, shared));
-    publish(*layer);
+    MOE_ASSIGN_OR_RETURN(auto block, load_layer_block(source, layer->spec.layer, shared));
+    block->shared_slot = layer->shared_copy.slot;
+    if (device) {
+      MOE_ASSIGN_OR_RETURN(block->copy, device->copy(layer->spec, *block));
+    }
+    layer->block = std::move(block);
+    MOE_RETURN_IF_ERROR(publish(*layer));
   }
   return {};
 }
 
-void ExpertStore::Impl::publish(StoreLayer& layer) {
+Status ExpertStore::Impl::publish(StoreLayer& layer) {
   auto next = std::make_unique<ExpertTable>();
   next->epoch = ++epoch;
   next->block = layer.block;
@@ -251,8 +261,10 @@ void ExpertStore::Impl::publish(StoreLayer& layer) {
       next->experts[e] = {address(layer, static_cast<int32_t>(e), copy), copy.slot, copy.version};
   }
   retired.reserve(retired.size() + 1);
+  if (device) MOE_RETURN_IF_ERROR(device->publish(layer.index, *next));
   if (auto* old = layer.table.exchange(next.release(), std::memory_order_seq_cst))
     retired.emplace_back(old);
+  return {};
 }
 
 Status ExpertStore::Impl::wait_for_grace(int64_t end_ns) {
@@ -262,6 +274,7 @@ Status ExpertStore::Impl::wait_for_grace(int64_t end_ns) {
     unused.swap(retired);
   }
   Status status = readers.wait_for_grace(services.clock(), end_ns);
+  if (status.ok() && device) status = device->wait_for_grace(services.clock(), end_ns);
   if (!status.ok()) {  // somebody may still read them
     std::lock_guard lock(mutex);
     for (auto& table : unused) retired.push_back(std::move(table));
@@ -269,15 +282,17 @@ Status ExpertStore::Impl::wait_for_grace(int64_t end_ns) {
   return status;
 }
 
-Result<ExpertStore> ExpertStore::open(const WeightSource& source,
-                                      const ExpertStoreOptions& options) {
-  return guarded({.file = source.name(), .phase = Phase::load}, [&]() -> Result<ExpertStore> {
-    if (options.device.kind != DeviceKind::cpu)
-      return error(StatusCode::unimplemented, {}, "stores on cuda:{} are not built yet",
-                   options.device.index);
+Result<std::unique_ptr<ExpertStore::Impl>> ExpertStore::Impl::open(
+    const WeightSource& source, const ExpertStoreOptions& options, DeviceMaker make_device) {
+  const Place place{.file = source.name(), .phase = Phase::load};
+  return guarded(place, [&]() -> Result<std::unique_ptr<Impl>> {
     MOE_ASSIGN_OR_RETURN(auto services, Services::resolve(options.host));
     auto impl = std::make_unique<Impl>(source, options, std::move(services));
     MOE_ASSIGN_OR_RETURN(impl->specs, choose_layers(source, options.layers));
+    if (make_device) {
+      MOE_ASSIGN_OR_RETURN(impl->device,
+                           make_device(options.device.index, impl->specs.size(), impl->services));
+    }
     for (const LayerSpec& spec : impl->specs) {
       impl->layers.push_back(std::make_unique<StoreLayer>());
       impl->layers.back()->spec = spec;
@@ -288,8 +303,15 @@ Result<ExpertStore> ExpertStore::open(const WeightSource& source,
     MOE_RETURN_IF_ERROR(impl->make_policies());
     MOE_RETURN_IF_ERROR(impl->load_all());
     MOE_RETURN_IF_ERROR(impl->load_blocks());
-    return ExpertStore(std::move(impl));
+    return impl;
   });
+}
+
+Result<ExpertStore> ExpertStore::open(const WeightSource& source,
+                                      const ExpertStoreOptions& options) {
+  const bool on_gpu = options.device.kind == DeviceKind::cuda;
+  MOE_ASSIGN_OR_RETURN(auto impl, Impl::open(source, options, on_gpu ? open_cuda_store : nullptr));
+  return ExpertStore(std::move(impl));
 }
 
 ExpertStore::ExpertStore(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}

@@ -22,6 +22,7 @@ struct ExpertTable {
   uint64_t epoch = 0;
   std::shared_ptr<const LayerBlock> block;  // shared by the tables of one version
   std::vector<TableCopy> experts;           // by logical expert
+  std::unique_ptr<DeviceCopy> copy;         // null on the CPU
 };
 
 }  // namespace moe

@@ -35,8 +35,8 @@ Result<Stored> append(const WeightSource& source, const WeightId& id,
 
 }  // namespace
 
-Result<std::shared_ptr<const LayerBlock>> load_layer_block(const WeightSource& source,
-                                                           int32_t layer, const std::byte* shared) {
+Result<std::shared_ptr<LayerBlock>> load_layer_block(const WeightSource& source, int32_t layer,
+                                                     const std::byte* shared) {
   auto block = std::make_shared<LayerBlock>();
   block->version = 1;
   block->shared = shared;
@@ -60,7 +60,7 @@ Result<std::shared_ptr<const LayerBlock>> load_layer_block(const WeightSource& s
     part.stored = *stored;
   }
   for (const Part& part : parts) *part.view = part.stored.view(block->storage);
-  return std::shared_ptr<const LayerBlock>(std::move(block));
+  return block;
 }
 
 }  // namespace moe

@@ -8,6 +8,7 @@
 
 #include "moe/router.h"
 #include "moe/weights.h"
+#include "store/device.h"
 
 namespace moe {
 
@@ -17,11 +18,13 @@ struct LayerBlock {
   RouterWeights router;               // views into storage
   TensorView shared_gate;             // (1, hidden), view into storage; empty if there is none
   const std::byte* shared = nullptr;  // slot of the shared expert; null if there is none
+  int64_t shared_slot = -1;           // its index in the pool
   uint32_t version = 0;
+  std::unique_ptr<DeviceCopy> copy;  // null on the CPU
 };
 
 // Reads every tensor that `layer` has. `shared` is where its shared expert lies.
-Result<std::shared_ptr<const LayerBlock>> load_layer_block(const WeightSource& source,
-                                                           int32_t layer, const std::byte* shared);
+Result<std::shared_ptr<LayerBlock>> load_layer_block(const WeightSource& source, int32_t layer,
+                                                     const std::byte* shared);
 
 }  // namespace moe

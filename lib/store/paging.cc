@@ -107,10 +107,11 @@ bool lease_all(ExpertStore::Impl& store, StoreLayer& layer, std::span<const int3
 }
 
 // Publishes every layer that `victims` belong to.
-void publish_layers(ExpertStore::Impl& store, const std::vector<Victim>& victims) {
+Status publish_layers(ExpertStore::Impl& store, const std::vector<Victim>& victims) {
   StoreLayer* last = nullptr;
   for (const Victim& victim : victims)
-    if (victim.layer != last) store.publish(*(last = victim.layer));
+    if (victim.layer != last) MOE_RETURN_IF_ERROR(store.publish(*(last = victim.layer)));
+  return {};
 }
 
 // The victims stay after all.
@@ -122,7 +123,7 @@ void keep_victims(ExpertStore::Impl& store, const Plan& plan) {
     ++victim.layer->resident;
     ++slots.resident;
   }
-  publish_layers(store, plan.victims);
+  (void)publish_layers(store, plan.victims);  // else a table without them goes on to serve
 }
 
 // `expert` is not resident after all.
@@ -144,7 +145,7 @@ Status drain(ExpertStore::Impl& store, const Plan& plan, int64_t end_ns) {
   if (plan.victims.empty()) return {};
   {
     std::lock_guard lock(store.mutex);
-    publish_layers(store, plan.victims);
+    MOE_RETURN_IF_ERROR(publish_layers(store, plan.victims));
   }
   MOE_RETURN_IF_ERROR(store.wait_for_grace(end_ns));
   std::lock_guard lock(store.mutex);
@@ -200,7 +201,7 @@ Status finish_loads(ExpertStore::Impl& store, StoreLayer& layer, const Plan& pla
       forget_load(store, layer, e);
     }
   }
-  store.publish(layer);
+  if (Status published = store.publish(layer); status.ok()) status = std::move(published);
   if (!done)
     return Status(StatusCode::deadline_exceeded, "the deadline passed while experts were read",
                   {.layer = layer.spec.layer, .phase = Phase::load});

@@ -8,19 +8,28 @@
 
 #include "moe/host.h"
 #include "moe/status.h"
+#include "store/device.h"
 
 namespace moe {
+
+// Where a pool's memory comes from; the default is the system.
+struct SlotMemory {
+  Allocator* allocator = nullptr;
+  bool contiguous = false;              // slots lie at equal steps from address(0)
+  const StoreDevice* device = nullptr;  // asked for its free bytes where memory ends
+};
 
 // Not thread-safe: the store serialises. Slots are handed out lowest index first.
 class SlotPool {
  public:
   // Bytes from one slot to the next: whole pages, unless `memory` is given.
-  static size_t stride(size_t slot_bytes, size_t alignment, const Allocator* memory);
+  static size_t stride(size_t slot_bytes, size_t alignment, const SlotMemory& memory);
 
   // Reserves addresses for `capacity` slots of at least `slot_bytes`; commits nothing.
-  // With `memory` the chunks come from it instead, and only their addresses are stable.
+  // With memory.allocator the chunks come from it instead, and only their addresses are stable; a
+  // contiguous pool is one chunk, committed here.
   static Result<SlotPool> create(size_t slot_bytes, size_t alignment, int64_t capacity,
-                                 Allocator* memory);
+                                 const SlotMemory& memory = {});
   SlotPool(SlotPool&& other) noexcept;
   SlotPool& operator=(SlotPool&&) = delete;
   ~SlotPool();
@@ -45,7 +54,7 @@ class SlotPool {
   int64_t committed_ = 0;  // slots
   int64_t used_ = 0;
   int64_t chunk_slots_ = 0;
-  Allocator* memory_ = nullptr;
+  SlotMemory memory_;
   std::byte* base_ = nullptr;       // of the reserved range; null with a host allocator
   std::vector<std::byte*> chunks_;  // with a host allocator
   std::vector<bool> taken_;         // per committed slot

@@ -13,6 +13,7 @@
 #include "moe/eviction.h"
 #include "moe/expert_gemm.h"
 #include "moe/expert_store.h"
+#include "store/device.h"
 #include "store/epoch.h"
 #include "store/expert_table.h"
 #include "store/fifo_gate.h"
@@ -82,6 +83,12 @@ struct ExpertStore::Impl {
       : source(weight_source), options(std::move(store_options)), services(std::move(resolved)) {}
   ~Impl();
 
+  // As ExpertStore::open; `make_device` null: slots lie in host memory.
+  using DeviceMaker = decltype(&open_cuda_store);
+  static Result<std::unique_ptr<Impl>> open(const WeightSource& source,
+                                            const ExpertStoreOptions& options,
+                                            DeviceMaker make_device);
+
   // ---- for forwards
 
   // The layer with the checkpoint's index `layer`, or null.
@@ -112,11 +119,16 @@ struct ExpertStore::Impl {
   Status load_copy(StoreLayer& layer, int32_t expert, ExpertCopy& copy);
 
   // A table of the copies that are ready now becomes the newest; the old one is retired.
-  void publish(StoreLayer& layer);
+  // On an error the old one stays.
+  Status publish(StoreLayer& layer);
   // Waits until no reader uses a table that was retired before this call, and frees those.
   // Call without the mutex.
   Status wait_for_grace(int64_t end_ns);
 
+  SlotMemory slot_memory() const {
+    if (device) return {&device->memory(), true, device.get()};
+    return {options.host.memory};
+  }
   const Compute& compute_of(const StoreLayer& layer, int32_t expert) const {
     return expert == kSharedExpert ? layer.shared : layer.routed;
   }
@@ -130,6 +142,7 @@ struct ExpertStore::Impl {
   std::vector<LayerSpec> specs;                       // ascending in layer
   std::vector<std::unique_ptr<StoreLayer>> layers;    // parallel to specs
   std::vector<std::unique_ptr<ExpertGemm>> backends;  // made here; Compute points to them
+  std::unique_ptr<StoreDevice> device;                // null: the CPU
   EpochReaders readers;
   FifoGate gate;  // one wave is planned and loaded at a time
 

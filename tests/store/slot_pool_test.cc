@@ -31,7 +31,7 @@ TEST_CASE("slots are distinct, aligned, writable and keep their address", "[stor
   for (Allocator* memory :
        {static_cast<Allocator*>(nullptr), static_cast<Allocator*>(new CountingAllocator)}) {
     {
-      auto pool = SlotPool::create(3 << 20, 64, 100, memory);
+      auto pool = SlotPool::create(3 << 20, 64, 100, {memory});
       REQUIRE(pool.ok());
       CHECK(pool->committed_bytes() == 0);
       std::set<std::byte*> addresses;
@@ -66,7 +66,7 @@ TEST_CASE("slots are distinct, aligned, writable and keep their address", "[stor
 TEST_CASE("a failed commit changes nothing and can be retried", "[store][mission-93]") {
   CountingAllocator memory;
   memory.fail_at = 1;
-  auto pool = SlotPool::create(64 << 20, 64, 3, &memory);  // one slot a chunk
+  auto pool = SlotPool::create(64 << 20, 64, 3, {&memory});  // one slot a chunk
   REQUIRE(pool.ok());
   REQUIRE(pool->take().ok());
   const size_t before = pool->committed_bytes();
@@ -76,7 +76,7 @@ TEST_CASE("a failed commit changes nothing and can be retried", "[store][mission
 }
 
 TEST_CASE("a pool larger than the address space is refused", "[store]") {
-  CHECK(SlotPool::create(size_t{1} << 40, 64, int64_t{1} << 40, nullptr).status().code() ==
+  CHECK(SlotPool::create(size_t{1} << 40, 64, int64_t{1} << 40).status().code() ==
         StatusCode::resource_exhausted);
-  CHECK(SlotPool::create(1, 64, -1, nullptr).status().code() == StatusCode::resource_exhausted);
+  CHECK(SlotPool::create(1, 64, -1).status().code() == StatusCode::resource_exhausted);
 }
