@@ -14,6 +14,10 @@ Status always() { return {}; }
 constexpr ExpertGemmRow kCpuRows[] = {
     {"cpu", "panels of 16 outputs in f32, f16 or bf16; fp32 FMA in AVX-512, AVX2, NEON or scalar",
      DeviceKind::cpu, always, make_cpu_gemm},
+    {"cpu_quant",
+     "int8 and int4 in panels of 16 outputs; rows in q8 for VNNI, AVX-512, AVX2 or portable dot "
+     "products, or exact in f32",
+     DeviceKind::cpu, always, make_cpu_quant_gemm},
     {"reference", "double precision, one row at a time; slow", DeviceKind::cpu, always,
      make_reference_gemm},
 };

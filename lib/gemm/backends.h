@@ -11,6 +11,9 @@ namespace moe {
 // cpu_gemm.cc: the CPU backend people run.
 std::unique_ptr<ExpertGemm> make_cpu_gemm(const ExpertGemmOptions& options);
 
+// quant_gemm.cc: the same for int8 and int4 weights.
+std::unique_ptr<ExpertGemm> make_cpu_quant_gemm(const ExpertGemmOptions& options);
+
 // reference_gemm.cc: the oracle behind the same interface.
 std::unique_ptr<ExpertGemm> make_reference_gemm(const ExpertGemmOptions& options);
 

@@ -1,6 +1,7 @@
 #include "gemm/problem.h"
 
 #include "core/error.h"
+#include "quant/formats.h"
 #include "quant/half.h"
 
 namespace moe {
@@ -35,6 +36,22 @@ Status check_float_format(const ExpertSpec& spec, const char* backend) {
   return error(StatusCode::unimplemented, {.phase = Phase::plan},
                "weights are {} (group {}); {} computes from f32, f16 and bf16", to_string(kind),
                spec.format.group, backend);
+}
+
+Status check_integer_format(const ExpertSpec& spec, const char* backend) {
+  const Format& format = spec.format;
+  const Place place = {.phase = Phase::plan};
+  if (format.kind != FormatKind::int8 && format.kind != FormatKind::int4)
+    return error(StatusCode::unimplemented, place,
+                 "weights are {} (group {}); {} computes from "
+                 "int8 and int4",
+                 to_string(format.kind), format.group, backend);
+  MOE_RETURN_IF_ERROR(check_format(format));
+  if (format.group % 32 == 0 && format.group <= kMaxExtent) return {};
+  return error(StatusCode::unimplemented, place,
+               "weights are {} in groups of {}; {} computes from groups of 32, 64, 96, ... inputs "
+               "or whole rows",
+               to_string(format.kind), format.group, backend);
 }
 
 Status check_cpu_batch(const ExpertSpec& spec, const ExpertBatch& batch, size_t workspace_bytes) {

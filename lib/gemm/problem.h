@@ -15,6 +15,10 @@ Status check_spec(const ExpertSpec& spec);
 // unimplemented unless the weights are f32, f16 or bf16. Needs check_spec().
 Status check_float_format(const ExpertSpec& spec, const char* backend);
 
+// unimplemented unless the weights are int8 or int4 in groups that are multiples of 32 inputs (or
+// whole rows). Needs check_spec().
+Status check_integer_format(const ExpertSpec& spec, const char* backend);
+
 // ok if `batch` is one that run() may compute on the CPU.
 Status check_cpu_batch(const ExpertSpec& spec, const ExpertBatch& batch, size_t workspace_bytes);
 

@@ -5,6 +5,7 @@
 #include <numbers>
 
 #include "core/error.h"
+#include "gemm/read_matrix.h"
 #include "quant/half.h"
 
 namespace moe {
@@ -123,19 +124,30 @@ Result<ReferenceExpert> read_reference_expert(const ExpertSpec& spec, const Weig
                                               int32_t layer, int32_t expert) {
   ReferenceExpert out;
   out.spec = spec;
-  const auto read = [&](WeightKind kind, const Dims& shape, std::vector<float>& to) -> Status {
-    MOE_ASSIGN_OR_RETURN(to, read_f32(source, {layer, kind, expert}, shape));
+  const int64_t wide = spec.intermediate, narrow = spec.hidden;
+  const auto matrix = [&](WeightKind kind, int64_t outputs, int64_t inputs,
+                          std::vector<float>& to) -> Status {
+    const WeightId id = {layer, kind, expert};
+    if (is_quantised(spec.format.kind)) {
+      MOE_ASSIGN_OR_RETURN(const QuantBuffer stored,
+                           read_quantised(source, id, spec.format, outputs, inputs));
+      to = dequantise(stored.view());
+    } else {
+      MOE_ASSIGN_OR_RETURN(to, read_dequantised(source, id, outputs, inputs));
+    }
     return {};
   };
-  const Dims wide = {spec.intermediate, spec.hidden};
-  MOE_RETURN_IF_ERROR(read(WeightKind::up, wide, out.up));
-  MOE_RETURN_IF_ERROR(read(WeightKind::down, {spec.hidden, spec.intermediate}, out.down));
-  if (spec.gated) MOE_RETURN_IF_ERROR(read(WeightKind::gate, wide, out.gate));
+  const auto bias = [&](WeightKind kind, int64_t outputs, std::vector<float>& to) -> Status {
+    MOE_ASSIGN_OR_RETURN(to, read_f32(source, {layer, kind, expert}, {outputs}));
+    return {};
+  };
+  MOE_RETURN_IF_ERROR(matrix(WeightKind::up, wide, narrow, out.up));
+  MOE_RETURN_IF_ERROR(matrix(WeightKind::down, narrow, wide, out.down));
+  if (spec.gated) MOE_RETURN_IF_ERROR(matrix(WeightKind::gate, wide, narrow, out.gate));
   if (!spec.bias) return out;
-  MOE_RETURN_IF_ERROR(read(WeightKind::up_bias, {spec.intermediate}, out.up_bias));
-  MOE_RETURN_IF_ERROR(read(WeightKind::down_bias, {spec.hidden}, out.down_bias));
-  if (spec.gated)
-    MOE_RETURN_IF_ERROR(read(WeightKind::gate_bias, {spec.intermediate}, out.gate_bias));
+  MOE_RETURN_IF_ERROR(bias(WeightKind::up_bias, wide, out.up_bias));
+  MOE_RETURN_IF_ERROR(bias(WeightKind::down_bias, narrow, out.down_bias));
+  if (spec.gated) MOE_RETURN_IF_ERROR(bias(WeightKind::gate_bias, wide, out.gate_bias));
   return out;
 }
 

@@ -8,6 +8,7 @@
 #include "gemm/backends.h"
 #include "gemm/problem.h"
 #include "gemm/reference.h"
+#include "quant/formats.h"
 
 namespace moe {
 namespace {
@@ -56,7 +57,7 @@ class ReferenceGemm final : public ExpertGemm {
 
   Status supports(const ExpertSpec& spec) const override {
     MOE_RETURN_IF_ERROR(check_spec(spec));
-    return check_float_format(spec, name());
+    return check_format(spec.format);
   }
 
   SlotLayout layout(const ExpertSpec& spec) const override {

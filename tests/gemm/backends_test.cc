@@ -89,7 +89,7 @@ TEST_CASE("a failure names each row and its reason", "[gemm][mission-121]") {
   REQUIRE_FALSE(unserved.ok());
   CHECK(unserved.status().code() == StatusCode::unimplemented);
   CHECK(unserved.status().message().find(
-            "reference: weights are mxfp4 (group 32); reference computes from f32, f16 and bf16") !=
+            "cpu_quant: weights are mxfp4 (group 32); cpu_quant computes from int8 and int4") !=
         std::string_view::npos);
   const auto unknown = make_expert_gemm(Device::cpu(), spec, "abacus");
   CHECK(unknown.status().code() == StatusCode::not_found);

@@ -14,10 +14,6 @@ using namespace moe::test;
 
 namespace {
 
-bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
-}
-
 // Over one chain of FMAs, several tiles and chunks, odd everywhere.
 Problem odd_problem(FormatKind format) {
   return {.spec = {.hidden = 291, .intermediate = 67, .bias = true, .format = {format}},
@@ -30,27 +26,6 @@ Problem odd_problem(FormatKind format) {
 }
 
 constexpr FormatKind kFormats[] = {FormatKind::f32, FormatKind::f16, FormatKind::bf16};
-
-// The batch of `from` cut down to one token.
-Prepared alone(const Prepared& from, int64_t token) {
-  Prepared one;
-  one.problem = from.problem;
-  one.problem.tokens = 1;
-  one.weights =
-      std::make_unique<RandomWeights>(from.problem.spec, from.problem.experts, from.problem.seed);
-  const int64_t row =
-      (from.problem.spec.hidden + from.problem.row_padding) * (bits_of(from.problem.rows) / 8);
-  one.hidden.assign(from.hidden.begin() + token * row, from.hidden.begin() + (token + 1) * row);
-  const int32_t top_k = from.problem.top_k;
-  one.ids.assign(from.ids.begin() + token * top_k, from.ids.begin() + (token + 1) * top_k);
-  for (int32_t expert = 0; expert < from.problem.experts; ++expert)
-    for (int32_t place = 0; place < top_k; ++place)
-      if (one.ids[place] == expert) {
-        one.groups.push_back({nullptr, expert, static_cast<int64_t>(one.pairs.size()), 1});
-        one.pairs.push_back(place);
-      }
-  return one;
-}
 
 }  // namespace
 

@@ -12,9 +12,17 @@
 #include "core/error.h"
 #include "gemm/reference.h"
 #include "quant/half.h"
+#include "quant/q8.h"
 
 namespace moe::test {
 namespace {
+
+// The matrix that a tensor belongs to: itself, or what its scales and the like belong to.
+WeightKind matrix_of(WeightKind kind) {
+  if (kind < WeightKind::gate_scale) return kind;
+  const int place = (static_cast<int>(kind) - static_cast<int>(WeightKind::gate_scale)) % 3;
+  return static_cast<WeightKind>(static_cast<int>(WeightKind::gate) + place);
+}
 
 DType dtype_of(FormatKind kind) {
   return kind == FormatKind::f32 ? DType::f32 : kind == FormatKind::f16 ? DType::f16 : DType::bf16;
@@ -37,23 +45,67 @@ RandomWeights::RandomWeights(const ExpertSpec& spec, int32_t experts, uint64_t s
 
 Result<TensorShape> RandomWeights::describe(const WeightId& id) const {
   const ExpertSpec& spec = layers_[0].expert;
-  Dims shape;
+  const Format& format = spec.format;
   if (id.layer != 3) return Status(StatusCode::not_found, "no such layer");
-  if (id.kind == WeightKind::gate || id.kind == WeightKind::up)
-    shape = {spec.intermediate, spec.hidden};
-  else if (id.kind == WeightKind::down)
-    shape = {spec.hidden, spec.intermediate};
-  else if (id.kind == WeightKind::down_bias)
-    shape = {spec.hidden};
-  else
-    shape = {spec.intermediate};
-  return TensorShape{dtype_of(spec.format.kind), shape, row_major(shape), Device::cpu()};
+  const WeightKind matrix = matrix_of(id.kind);
+  DType type = dtype_of(format.kind);
+  Dims shape = {spec.intermediate, spec.hidden};
+  if (matrix == WeightKind::down) shape = {spec.hidden, spec.intermediate};
+  if (matrix == WeightKind::down_bias) shape = {spec.hidden};
+  if (matrix == WeightKind::gate_bias || matrix == WeightKind::up_bias) shape = {spec.intermediate};
+  if (is_quantised(format.kind) && shape.rank == 2) {
+    const int64_t rows = shape[0], columns = shape[1];
+    if (id.kind == matrix) type = value_type(format), shape = value_shape(format, rows, columns);
+    if (id.kind >= WeightKind::gate_scale) shape = scale_shape(format, rows, columns);
+    if (id.kind >= WeightKind::gate_scale) type = format.scale;
+    if (id.kind >= WeightKind::gate_zero) type = zero_type(format);
+    if (id.kind >= WeightKind::gate_group) type = DType::i32, shape = {columns};
+  }
+  return TensorShape{type, shape, row_major(shape), Device::cpu()};
+}
+
+QuantBuffer RandomWeights::quantised(const WeightId& matrix) const {
+  const ExpertSpec& spec = layers_[0].expert;
+  const bool down = matrix.kind == WeightKind::down;
+  const int64_t rows = down ? spec.hidden : spec.intermediate;
+  const int64_t columns = down ? spec.intermediate : spec.hidden;
+  const uint64_t of_expert = seed_ + 1000003 * static_cast<uint64_t>(matrix.expert + 2);
+  std::mt19937_64 random(of_expert + static_cast<uint64_t>(matrix.kind));
+  QuantBuffer out(spec.format, rows, columns);
+  for (uint8_t& value : out.values) value = static_cast<uint8_t>(random());
+  const float size = std::sqrt(3.0f / static_cast<float>(columns)) /
+                     (spec.format.kind == FormatKind::int4 ? 8.0f : 128.0f);
+  std::uniform_real_distribution<float> factor(0.5f, 1.5f);
+  for (float& scale : out.scales)
+    scale = round_scale(spec.format.scale, std::max(0x1p-13f, size * factor(random)));
+  for (uint8_t& zero : out.zeros)
+    zero = spec.format.kind == FormatKind::int4 ? random() % 16
+                                                : static_cast<uint8_t>(random() % 64 - 32);
+  for (size_t i = 0; i < out.groups.size(); ++i)
+    out.groups[i] = static_cast<int32_t>(i) / std::max(1, spec.format.group);
+  std::mt19937_64 order(of_expert + down);  // the same for gate and up
+  std::shuffle(out.groups.begin(), out.groups.end(), order);
+  return out;
 }
 
 Status RandomWeights::read(const WeightId& id, const MutableTensorView& out) const {
   MOE_ASSIGN_OR_RETURN(const TensorShape stored, describe(id));
   if (stored.shape != out.shape || stored.dtype != out.dtype)
     return Status(StatusCode::invalid_argument, "read() with a shape that is not describe()'s");
+  const WeightKind kind = matrix_of(id.kind);
+  if (is_quantised(layers_[0].expert.format.kind) && kind <= WeightKind::down) {
+    if (out.strides != row_major(out.shape))
+      return Status(StatusCode::unimplemented, "strides of a quantised matrix");
+    const QuantBuffer made = quantised({id.layer, kind, id.expert});
+    if (id.kind == kind) std::memcpy(out.data, made.values.data(), made.values.size());
+    if (id.kind >= WeightKind::gate_scale && id.kind <= WeightKind::down_scale)
+      store_row(out.dtype, made.scales.data(), out.shape.elements(), out.data, 1);
+    if (id.kind >= WeightKind::gate_zero && id.kind <= WeightKind::down_zero)
+      std::memcpy(out.data, made.zeros.data(), made.zeros.size());
+    if (id.kind >= WeightKind::gate_group)
+      std::memcpy(out.data, made.groups.data(), made.groups.size() * sizeof(int32_t));
+    return {};
+  }
   std::mt19937_64 random(seed_ + 1000003 * static_cast<uint64_t>(id.expert + 2) +
                          static_cast<uint64_t>(id.kind));
   const bool matrix = out.shape.rank == 2;
@@ -67,13 +119,34 @@ Status RandomWeights::read(const WeightId& id, const MutableTensorView& out) con
   return {};
 }
 
+std::span<const Format> all_formats() {
+  using enum FormatKind;
+  static constexpr Format kAll[] = {
+      {f32},
+      {f16},
+      {bf16},
+      {int8},
+      {int8, 0, DType::bf16, true},
+      {int8, 32, DType::f16},
+      {int8, 128, DType::bf16, false, true},
+      {int4, 0, DType::f16},
+      {int4, 32, DType::bf16},
+      {int4, 32, DType::f16, true, true},
+      {int4, 64, DType::f32, true},
+      {int4, 96, DType::bf16, false, true},
+      {int4, 128, DType::f16, true},
+      {int4, 128, DType::f16},
+  };
+  return kAll;
+}
+
 std::string describe(const Problem& p) {
   return fmt::format(
       "hidden {} intermediate {} {} {} bias {} format {} experts {} top_k {} tokens {} rows {} "
       "padding {} input_weights {} one_expert {} seed {}",
       p.spec.hidden, p.spec.intermediate, to_string(p.spec.activation),
-      p.spec.gated ? "gated" : "plain", p.spec.bias, to_string(p.spec.format.kind), p.experts,
-      p.top_k, p.tokens, to_string(p.rows), p.row_padding, p.input_weights, p.one_expert, p.seed);
+      p.spec.gated ? "gated" : "plain", p.spec.bias, format_name(p.spec.format), p.experts, p.top_k,
+      p.tokens, to_string(p.rows), p.row_padding, p.input_weights, p.one_expert, p.seed);
 }
 
 TensorView Prepared::hidden_view() const {
@@ -117,6 +190,26 @@ Prepared prepare(const Problem& problem) {
   return made;
 }
 
+Prepared alone(const Prepared& from, int64_t token) {
+  Prepared one;
+  one.problem = from.problem;
+  one.problem.tokens = 1;
+  one.weights =
+      std::make_unique<RandomWeights>(from.problem.spec, from.problem.experts, from.problem.seed);
+  const int64_t row =
+      (from.problem.spec.hidden + from.problem.row_padding) * (bits_of(from.problem.rows) / 8);
+  one.hidden.assign(from.hidden.begin() + token * row, from.hidden.begin() + (token + 1) * row);
+  const int32_t top_k = from.problem.top_k;
+  one.ids.assign(from.ids.begin() + token * top_k, from.ids.begin() + (token + 1) * top_k);
+  for (int32_t expert = 0; expert < from.problem.experts; ++expert)
+    for (int32_t place = 0; place < top_k; ++place)
+      if (one.ids[place] == expert) {
+        one.groups.push_back({nullptr, expert, static_cast<int64_t>(one.pairs.size()), 1});
+        one.pairs.push_back(place);
+      }
+  return one;
+}
+
 Slots::Slots(const ExpertGemm& gemm, const Prepared& prepared) {
   const SlotLayout layout = gemm.layout(prepared.problem.spec);
   REQUIRE(layout.alignment <= 64);
@@ -133,6 +226,10 @@ Slots::Slots(const ExpertGemm& gemm, const Prepared& prepared) {
 }
 
 bool is_poison(float value) { return detail::bits_of_f32(value) == 0xffffffff; }
+
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
 
 std::vector<float> run(const ExpertGemm& gemm, const Prepared& prepared, const Slots& slots,
                        const RunOptions& options) {
@@ -176,7 +273,69 @@ std::vector<float> run(const ExpertGemm& gemm, const Prepared& prepared, const S
   return out;
 }
 
-double error_against_reference(const Prepared& prepared, const std::vector<float>& out) {
+namespace {
+
+// `row` as q8 says it, in the columns of `groups`: groups of `size` one behind the other, each
+// padded to whole ones; no groups: as it is.
+void round_to_q8(const std::vector<int32_t>& groups, int64_t size, std::vector<double>* row) {
+  std::vector<int64_t> inputs(row->size());  // by column; -1: padding
+  std::iota(inputs.begin(), inputs.end(), int64_t{0});
+  if (!groups.empty()) {
+    const int64_t count = (static_cast<int64_t>(row->size()) + size - 1) / size;
+    inputs.assign(static_cast<size_t>(count * size), -1);
+    std::vector<int64_t> used(static_cast<size_t>(count));
+    for (size_t i = 0; i < groups.size(); ++i)
+      inputs[groups[i] * size + used[groups[i]]++] = static_cast<int64_t>(i);
+  }
+  inputs.resize((inputs.size() + kQ8Block - 1) / kQ8Block * kQ8Block, -1);
+  for (size_t begin = 0; begin < inputs.size(); begin += kQ8Block) {
+    float values[kQ8Block];
+    int8_t q[kQ8Block];
+    for (int64_t i = 0; i < kQ8Block; ++i)
+      values[i] = inputs[begin + i] < 0 ? 0.0f : static_cast<float>((*row)[inputs[begin + i]]);
+    const double scale = encode_q8(values, q);
+    for (int64_t i = 0; i < kQ8Block; ++i)
+      if (inputs[begin + i] >= 0) (*row)[inputs[begin + i]] = q[i] * scale;
+  }
+}
+
+// What groups the inputs of gate and up (or of down); empty without act-order.
+std::vector<int32_t> groups_of_inputs(const Prepared& prepared, int32_t expert, bool down) {
+  const ExpertSpec& spec = prepared.problem.spec;
+  if (!spec.format.act_order) return {};
+  std::vector<int32_t> groups(down ? spec.intermediate : spec.hidden);
+  const WeightId id = {3, down ? WeightKind::down_group : WeightKind::up_group, expert};
+  const Dims shape = {static_cast<int64_t>(groups.size())};
+  REQUIRE(prepared.weights->read(id, MutableTensorView(groups.data(), DType::i32, shape)).ok());
+  return groups;
+}
+
+// y[o] = w[o] . x + bias[o]
+void multiply(const std::vector<float>& w, const std::vector<float>& bias,
+              const std::vector<double>& x, std::vector<double>* y) {
+  for (size_t o = 0; o < y->size(); ++o) {
+    double sum = bias.empty() ? 0 : bias[o];
+    for (size_t i = 0; i < x.size(); ++i) sum += static_cast<double>(w[o * x.size() + i]) * x[i];
+    (*y)[o] = sum;
+  }
+}
+
+// The expert on rows that are rounded to q8 before each product.
+void forward_q8(const Prepared& prepared, int32_t id, const ReferenceExpert& expert,
+                std::vector<double> x, std::vector<double>* y) {
+  const ExpertSpec& spec = expert.spec;
+  std::vector<double> gate(spec.intermediate), up(spec.intermediate);
+  round_to_q8(groups_of_inputs(prepared, id, false), spec.format.group, &x);
+  multiply(expert.up, expert.up_bias, x, &up);
+  if (spec.gated) multiply(expert.gate, expert.gate_bias, x, &gate);
+  for (size_t i = 0; i < up.size(); ++i) up[i] = activate_reference(spec, gate[i], up[i]);
+  round_to_q8(groups_of_inputs(prepared, id, true), spec.format.group, &up);
+  multiply(expert.down, expert.down_bias, up, y);
+}
+
+}  // namespace
+
+double error_against_reference(const Prepared& prepared, const std::vector<float>& out, Rows rows) {
   const Problem& problem = prepared.problem;
   const int64_t hidden = problem.spec.hidden;
   std::vector<double> x(hidden), y(hidden);
@@ -193,7 +352,10 @@ double error_against_reference(const Prepared& prepared, const std::vector<float
         x[j] = load_float(problem.rows, prepared.hidden.data(), at);
         if (problem.input_weights) x[j] *= prepared.input_weights[pair];
       }
-      expert_forward_reference(*expert, x.data(), y.data());
+      if (rows == Rows::q8)
+        forward_q8(prepared, group.expert, *expert, x, &y);
+      else
+        expert_forward_reference(*expert, x.data(), y.data());
       for (int64_t j = 0; j < hidden; ++j) {
         const double d = out[pair * hidden + j] - y[j];
         difference += d * d;

@@ -6,15 +6,18 @@
 #include <map>
 #include <memory>
 #include <random>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "moe/expert_gemm.h"
+#include "quant/formats.h"
 
 namespace moe::test {
 
-// One layer of random weights, in the element type of spec.format, scaled like a trained model's.
-// The tensors of an expert are made when they are first read.
+// One layer of random weights in spec.format, scaled like a trained model's. Quantised matrices
+// have random integers, scales, zero points and, in act-order, groups that are the same for gate
+// and up. The tensors of an expert are made when they are read.
 class RandomWeights final : public WeightSource {
  public:
   RandomWeights(const ExpertSpec& spec, int32_t experts, uint64_t seed);
@@ -25,9 +28,15 @@ class RandomWeights final : public WeightSource {
   std::string_view name() const noexcept override { return "random weights"; }
 
  private:
+  QuantBuffer quantised(const WeightId& matrix) const;
+
   std::vector<LayerSpec> layers_;
   uint64_t seed_;
 };
+
+// Every format that some backend serves, small and large groups, with and without zero points and
+// act-order.
+std::span<const Format> all_formats();
 
 struct Problem {
   ExpertSpec spec;
@@ -58,6 +67,9 @@ struct Prepared {
 
 Prepared prepare(const Problem& problem);
 
+// The batch of `from` cut down to one token.
+Prepared alone(const Prepared& from, int64_t token);
+
 // Slots of all experts in the layout of `gemm`; filled with 0xff before packing.
 class Slots {
  public:
@@ -79,9 +91,14 @@ std::vector<float> run(const ExpertGemm& gemm, const Prepared& prepared, const S
                        const RunOptions& options = {});
 
 bool is_poison(float value);
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b);
+
+// How the reference's rows meet the weights.
+enum class Rows { exact, q8 };
 
 // Relative Frobenius error of `out` against the reference over all pairs that have an expert;
 // infinity if a pair without one was written.
-double error_against_reference(const Prepared& prepared, const std::vector<float>& out);
+double error_against_reference(const Prepared& prepared, const std::vector<float>& out,
+                               Rows rows = Rows::exact);
 
 }  // namespace moe::test
