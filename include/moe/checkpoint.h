@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -17,6 +18,10 @@ namespace moe {
 
 // What a host may set when it opens a checkpoint.
 struct CheckpointOptions {
+  // Weights are read past the page cache where the file system allows (O_DIRECT): for a store that
+  // pages, whose slots are the cache. Without it what was read once may be read faster next time.
+  bool direct_io = true;
+
   LogSink* log = nullptr;  // receives notes, such as a stray shard that the index does not name
 };
 
@@ -55,6 +60,7 @@ class MOE_API Checkpoint final : public WeightSource {
   const std::vector<LayerSpec>& layers() const noexcept override;
   Result<TensorShape> describe(const WeightId& id) const override;
   Status read(const WeightId& id, const MutableTensorView& out) const override;
+  Status read_all(std::span<const WeightRead> reads) const override;
   std::string_view name() const noexcept override { return directory(); }
 
  private:

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string_view>
 #include <vector>
 
@@ -131,6 +132,12 @@ struct WeightId {
 
 MOE_API const char* to_string(WeightKind kind);  // "router_weight"
 
+// One of several tensors that are wanted together.
+struct WeightRead {
+  WeightId id;            // which one
+  MutableTensorView out;  // where to, as for WeightSource::read()
+};
+
 // Safe for concurrent use.
 class MOE_API WeightSource {
  public:
@@ -146,6 +153,11 @@ class MOE_API WeightSource {
   // Copies one tensor into `out`, whose type and shape must equal describe()'s; strides are free,
   // so that gate and up can be written interleaved. Reads no bytes of other experts.
   virtual Status read(const WeightId& id, const MutableTensorView& out) const = 0;
+
+  // All of `reads`, such as the tensors of one expert: a source whose bytes are far away fetches
+  // them together. The first failure is returned, and every `out` holds anything then. Unless a
+  // source knows better: read() for each.
+  virtual Status read_all(std::span<const WeightRead> reads) const;
 
   // One line for messages: a directory, or what the host calls it.
   virtual std::string_view name() const noexcept = 0;

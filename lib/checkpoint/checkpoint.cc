@@ -11,7 +11,7 @@
 #include "checkpoint/layer_set.h"
 #include "checkpoint/model_layers.h"
 #include "checkpoint/quantized.h"
-#include "checkpoint/read_slice.h"
+#include "checkpoint/read_parts.h"
 #include "checkpoint/resolve.h"
 #include "checkpoint/tensor_directory.h"
 #include "core/error.h"
@@ -20,10 +20,19 @@
 namespace moe {
 
 struct Checkpoint::Impl {
+  Impl(const std::string& path, std::string_view model_type, TensorDirectory opened,
+       std::vector<LayerTensors> resolved, bool direct_io)
+      : directory(path),
+        family(model_type),
+        files(std::move(opened)),
+        layers(std::move(resolved)),
+        reader(direct_io) {}
+
   std::string directory;
   std::string family;
   TensorDirectory files;
   LayerSet layers;
+  BatchReader reader;
 };
 
 namespace {
@@ -67,8 +76,8 @@ Result<Checkpoint> Checkpoint::open(std::string_view directory, const Checkpoint
     MOE_ASSIGN_OR_RETURN(TensorDirectory files, TensorDirectory::open(path, options.log));
     MOE_ASSIGN_OR_RETURN(std::vector<LayerTensors> layers,
                          resolve_layers(*model.family, model.layers, files));
-    return Checkpoint(std::make_unique<Impl>(Impl{path, std::string(config.model_type()),
-                                                  std::move(files), LayerSet(std::move(layers))}));
+    return Checkpoint(std::make_unique<Impl>(path, config.model_type(), std::move(files),
+                                             std::move(layers), options.direct_io));
   });
 }
 
@@ -108,18 +117,14 @@ Result<TensorShape> Checkpoint::describe(const WeightId& id) const {
 }
 
 Status Checkpoint::read(const WeightId& id, const MutableTensorView& out) const {
-  return guarded({.layer = id.layer, .phase = Phase::load}, [&]() -> Status {
-    MOE_ASSIGN_OR_RETURN(const LayerSet::Found found, impl_->layers.find(id));
-    const Tensor* tensor = impl_->files.find(found.name);  // null for zeros
-    const TensorShape wanted = tensor ? stored_shape(found.slice, tensor->dtype, tensor->shape)
-                                      : stored_shape(found.slice, found.zeros(), {});
-    MOE_RETURN_IF_ERROR(check_target(id, wanted, out));
-    if (!tensor) return write_zeros(out), Status();
-    const auto read = [&](int64_t offset, int64_t bytes, void* to) {
-      return impl_->files.read(*tensor, offset, bytes, to);
-    };
-    return read_slice(found.slice, read, out);
-  });
+  const WeightRead one{id, out};
+  return read_all({&one, 1});
+}
+
+Status Checkpoint::read_all(std::span<const WeightRead> reads) const {
+  const int32_t layer = reads.empty() ? -1 : reads[0].id.layer;
+  return guarded({.layer = layer, .phase = Phase::load},
+                 [&] { return read_parts(impl_->layers, impl_->files, impl_->reader, reads); });
 }
 
 }  // namespace moe

@@ -74,6 +74,14 @@ void scatter(const Copy& copy, const char* from, int64_t first, int64_t count) {
 
 }  // namespace
 
+ByteSpan span_of(const TensorSlice& slice, DType dtype, const Dims& shape) {
+  if (shape.elements() == 0) return {};
+  const int64_t size = bits_of(dtype) / 8;
+  int64_t last = (shape[0] - 1) * slice.row_step;
+  if (shape.rank > 1) last += (shape[1] - 1) * slice.column_step;
+  return {slice.base * size, (last + 1) * size};
+}
+
 Status read_slice(const TensorSlice& slice, const ReadStored& read, const MutableTensorView& out) {
   if (out.shape.elements() == 0) return {};
   const Copy copy = plan(slice, out);

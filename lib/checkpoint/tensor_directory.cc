@@ -122,8 +122,8 @@ Status TensorDirectory::not_found(std::string_view name) const {
                json_quoted(name), tensors_.size(), nearest.suggestion());
 }
 
-Status TensorDirectory::read(const Tensor& tensor, uint64_t byte_offset, uint64_t bytes,
-                             void* out) const {
+Result<FileRange> TensorDirectory::locate(const Tensor& tensor, uint64_t byte_offset,
+                                          uint64_t bytes) const {
   const Place place{.file = tensor.file, .tensor = tensor.name};
   if (byte_offset > tensor.bytes || bytes > tensor.bytes - byte_offset)
     return error(StatusCode::out_of_range, place,
@@ -135,7 +135,14 @@ Status TensorDirectory::read(const Tensor& tensor, uint64_t byte_offset, uint64_
   if (shard == shards_.end() || (*shard)->name != tensor.file)
     return invalid_argument(place, "{}: \"{}\" is not one of its files; pass a tensor of tensors()",
                             path_, tensor.file);
-  return read_exactly(*(*shard)->file, tensor.offset + byte_offset, bytes, out).at(place);
+  return FileRange{(*shard)->file.get(), tensor.offset + byte_offset, bytes, tensor.name};
+}
+
+Status TensorDirectory::read(const Tensor& tensor, uint64_t byte_offset, uint64_t bytes,
+                             void* out) const {
+  MOE_ASSIGN_OR_RETURN(const FileRange range, locate(tensor, byte_offset, bytes));
+  return read_exactly(*range.file, range.offset, range.bytes, out)
+      .at({.file = tensor.file, .tensor = tensor.name});
 }
 
 }  // namespace moe

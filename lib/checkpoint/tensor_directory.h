@@ -11,7 +11,7 @@
 #include <absl/container/flat_hash_map.h>
 
 #include "checkpoint/safetensors.h"
-#include "core/file.h"
+#include "core/batch_reader.h"
 #include "moe/checkpoint.h"
 #include "moe/host.h"
 
@@ -43,6 +43,10 @@ class TensorDirectory {
   const Tensor* find(std::string_view name) const;
   // not_found for `name`, with the nearest name there is.
   Status not_found(std::string_view name) const;
+
+  // Where bytes [byte_offset, byte_offset + bytes) of a tensor of tensors() are. out_of_range
+  // beyond its end.
+  Result<FileRange> locate(const Tensor& tensor, uint64_t byte_offset, uint64_t bytes) const;
 
   // Copies bytes [byte_offset, byte_offset + bytes) of a tensor of tensors() to `out`.
   // out_of_range beyond its end; data_loss, failed_precondition or unavailable if the file became

@@ -6,6 +6,11 @@ namespace moe {
 
 WeightSource::~WeightSource() = default;
 
+Status WeightSource::read_all(std::span<const WeightRead> reads) const {
+  for (const WeightRead& wanted : reads) MOE_RETURN_IF_ERROR(read(wanted.id, wanted.out));
+  return {};
+}
+
 const char* to_string(Activation activation) {
   switch (activation) {
     case Activation::silu: return "silu";

@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdio>
+#include <mutex>
 #include <system_error>
+#include <utility>
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -16,7 +19,14 @@ namespace {
 class Descriptor {
  public:
   // O_NONBLOCK: opening a FIFO must not wait for its writer. It does nothing to regular files.
-  explicit Descriptor(const char* path) : fd_(::open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {}
+  explicit Descriptor(const char* path, int flags = 0)
+      : fd_(::open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | flags)) {}
+  Descriptor() = default;
+  Descriptor& operator=(Descriptor&& other) noexcept {
+    close();
+    fd_ = std::exchange(other.fd_, -1);
+    return *this;
+  }
   Descriptor(Descriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
   ~Descriptor() { close(); }
   void close() {
@@ -26,7 +36,7 @@ class Descriptor {
   bool is_open() const { return fd_ >= 0; }
 
  private:
-  int fd_;
+  int fd_ = -1;
 };
 
 struct Identity {
@@ -59,6 +69,12 @@ class PosixFile final : public File {
     return Identity(now) == identity_ ? pread(once, out, bytes, offset) : -ESTALE;
   }
 
+  int descriptor(bool direct) const noexcept override {
+    if (!direct || !descriptor_.is_open()) return descriptor_.get();
+    std::call_once(direct_once_, [this] { open_direct(); });
+    return direct_.get();
+  }
+
   Status check_unchanged() const override {
     struct stat s;
     const int failed =
@@ -85,8 +101,17 @@ class PosixFile final : public File {
     return got < 0 ? -errno : got;
   }
 
+  // By way of /proc: the very file that is open, whoever has taken its name meanwhile.
+  void open_direct() const noexcept {
+    char link[32];
+    std::snprintf(link, sizeof link, "/proc/self/fd/%d", descriptor_.get());
+    direct_ = Descriptor(link, O_DIRECT);
+  }
+
   std::string path_;
   Descriptor descriptor_;  // closed in mode open_per_read
+  mutable std::once_flag direct_once_;
+  mutable Descriptor direct_;  // opened when first asked for; closed where O_DIRECT is refused
   Identity identity_;
 };
 

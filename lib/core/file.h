@@ -14,6 +14,8 @@
 
 namespace moe {
 
+inline constexpr uint64_t kDirectAlignment = 4096;  // of O_DIRECT on every usual disk
+
 // Safe for concurrent use.
 class File {
  public:
@@ -24,6 +26,11 @@ class File {
 
   // As pread(2): bytes read, fewer than asked if need be, 0 at the end; or -errno.
   virtual int64_t pread(void* out, size_t bytes, uint64_t offset) const noexcept = 0;
+
+  // For reads that the kernel does without pread(): a descriptor whose reads go past the page cache
+  // if `direct` (then memory, offset and size are multiples of kDirectAlignment). -1: there is
+  // none.
+  virtual int descriptor([[maybe_unused]] bool direct) const noexcept { return -1; }
 
   // ok if device, inode, size and modification time are those of open(). Otherwise data_loss (the
   // file became shorter) or failed_precondition. Writes within one tick of the file system's clock

@@ -1,7 +1,9 @@
 #include "gemm/cpu_pack.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #include "core/error.h"
@@ -19,22 +21,20 @@ struct Matrix {
   DType dtype = DType::f32;
   int64_t outputs = 0;
   int64_t inputs = 0;
-  std::vector<std::byte> bytes;
+  std::unique_ptr<std::byte[]> bytes;
+
+  Matrix() = default;
+  Matrix(DType type, int64_t rows, int64_t columns)
+      : dtype(type),
+        outputs(rows),
+        inputs(columns),
+        bytes(std::make_unique_for_overwrite<std::byte[]>(
+            static_cast<size_t>(rows * columns * (bits_of(type) / 8)))) {}
 
   const std::byte* at(int64_t output, int64_t input) const {
-    return bytes.data() + (output * inputs + input) * (bits_of(dtype) / 8);
+    return bytes.get() + (output * inputs + input) * (bits_of(dtype) / 8);
   }
 };
-
-Result<Matrix> read_matrix(const WeightSource& source, const WeightId& id, int64_t outputs,
-                           int64_t inputs) {
-  Matrix matrix{.outputs = outputs, .inputs = inputs};
-  const Dims shape = {outputs, inputs};
-  MOE_ASSIGN_OR_RETURN(matrix.dtype, float_type(source, id, shape));
-  matrix.bytes.resize(static_cast<size_t>(outputs * inputs) * (bits_of(matrix.dtype) / 8));
-  MOE_RETURN_IF_ERROR(source.read(id, MutableTensorView(matrix.bytes.data(), matrix.dtype, shape)));
-  return matrix;
-}
 
 // One element of a row in each format; false if it does not fit.
 struct ToF32 {
@@ -80,11 +80,13 @@ int64_t position(int64_t input, int64_t lane) {
     return input * kPanel + lane;
 }
 
-// Outputs [first, first + kPanel) of `from`; what lies outside of it stays as it is.
+// Outputs [first, first + kPanel) of `from`. What a panel has beyond them is zero.
 template <class To>
-bool pack_panel(const Matrix& from, int64_t first, typename To::Type* panel) {
+bool pack_panel(const Matrix& from, int64_t first, int64_t panel_inputs, typename To::Type* panel) {
   typename To::Type block[kBlock];
   bool fits = true;
+  if (first + kPanel > from.outputs || panel_inputs > from.inputs)
+    std::fill_n(panel, kPanel * panel_inputs, typename To::Type{});
   const int64_t lanes = std::min(kPanel, from.outputs - first);
   for (int64_t begin = 0; begin < from.inputs; begin += kBlock)
     for (int64_t lane = 0; lane < lanes; ++lane) {
@@ -109,7 +111,7 @@ bool pack_panels(const Matrix& from, const Target& to) {
   bool fits = true;
   for (int64_t first = 0; first < from.outputs; first += kPanel) {
     const int64_t panel = to.offset + first / kPanel * to.step;
-    fits &= pack_panel<To>(from, first, panels + panel * kPanel * to.panel_inputs);
+    fits &= pack_panel<To>(from, first, to.panel_inputs, panels + panel * kPanel * to.panel_inputs);
   }
   return fits;
 }
@@ -120,44 +122,75 @@ bool pack_matrix(FormatKind kind, const Matrix& from, const Target& to) {
   return pack_panels<ToBf16>(from, to);
 }
 
+// One tensor of the expert and where its panels go.
+struct Piece {
+  WeightKind kind;
+  int64_t outputs;
+  int64_t inputs;  // 0: a bias, which is a column of f32 in a slot
+  Target to;
+  Matrix from;
+
+  bool is_bias() const { return inputs == 0; }
+  Dims shape() const { return is_bias() ? Dims{outputs} : Dims{outputs, inputs}; }
+};
+
+std::vector<Piece> pieces_of(const ExpertSpec& spec, const Sections& at, std::byte* slot) {
+  const int64_t hidden = spec.hidden, middle = spec.intermediate;
+  const int64_t up = spec.gated ? 1 : 0, step = spec.gated ? 2 : 1;
+  std::vector<Piece> pieces;
+  const auto add = [&](WeightKind kind, int64_t outputs, int64_t inputs, const Target& to) {
+    pieces.push_back({kind, outputs, inputs, to, {}});
+  };
+  std::byte* const gate_up = slot + at.gate_up;
+  if (spec.gated) add(WeightKind::gate, middle, hidden, {gate_up, at.hidden_inputs, 0, 2});
+  add(WeightKind::up, middle, hidden, {gate_up, at.hidden_inputs, up, step});
+  add(WeightKind::down, hidden, middle, {slot + at.down, at.intermediate_inputs, 0, 1});
+  if (!spec.bias) return pieces;
+  std::byte* const gate_up_bias = slot + at.gate_up_bias;
+  if (spec.gated) add(WeightKind::gate_bias, middle, 0, {gate_up_bias, 1, 0, 2});
+  add(WeightKind::up_bias, middle, 0, {gate_up_bias, 1, up, step});
+  add(WeightKind::down_bias, hidden, 0, {slot + at.down_bias, 1, 0, 1});
+  return pieces;
+}
+
+// Zeroes what no tensor writes: the other half of a pair whose first half is a section's last
+// panel.
+void zero_odd_panels(const ExpertSpec& spec, const Sections& at, std::byte* slot) {
+  const auto zero = [&](int64_t section, int64_t outputs, int64_t pair_bytes) {
+    const int64_t panels = (outputs + kPanel - 1) / kPanel;
+    const int64_t bytes = pair_bytes / 2;
+    if (panels % 2) std::memset(slot + section + panels * bytes, 0, static_cast<size_t>(bytes));
+  };
+  constexpr int64_t kBiasPair = kPair * int64_t{sizeof(float)};
+  if (!spec.gated) zero(at.gate_up, spec.intermediate, at.gate_up_pair_bytes);
+  zero(at.down, spec.hidden, at.down_pair_bytes);
+  if (!spec.bias) return;
+  if (!spec.gated) zero(at.gate_up_bias, spec.intermediate, kBiasPair);
+  zero(at.down_bias, spec.hidden, kBiasPair);
+}
+
 }  // namespace
 
 Status pack_expert(const ExpertSpec& spec, const WeightSource& source, int32_t layer,
                    int32_t expert, std::byte* slot) {
   const Sections at = sections(spec);
-  std::memset(slot, 0, static_cast<size_t>(at.bytes));
-
-  const auto matrix = [&](WeightKind kind, int64_t outputs, int64_t inputs,
-                          const Target& to) -> Status {
-    MOE_ASSIGN_OR_RETURN(const Matrix from,
-                         read_matrix(source, {layer, kind, expert}, outputs, inputs));
-    if (pack_matrix(spec.format.kind, from, to)) return {};
-    return error(StatusCode::out_of_range, {.tensor = to_string(kind)},
-                 "a weight is beyond f16's 65504; load this model as bf16 or f32");
-  };
-  const Target gate = {slot + at.gate_up, at.hidden_inputs, 0, 2};
-  const Target up = {slot + at.gate_up, at.hidden_inputs, spec.gated ? 1 : 0, spec.gated ? 2 : 1};
-  const Target down = {slot + at.down, at.intermediate_inputs, 0, 1};
-  if (spec.gated)
-    MOE_RETURN_IF_ERROR(matrix(WeightKind::gate, spec.intermediate, spec.hidden, gate));
-  MOE_RETURN_IF_ERROR(matrix(WeightKind::up, spec.intermediate, spec.hidden, up));
-  MOE_RETURN_IF_ERROR(matrix(WeightKind::down, spec.hidden, spec.intermediate, down));
-  if (!spec.bias) return {};
-
-  const auto bias = [&](WeightKind kind, int64_t outputs, const Target& to) -> Status {
-    MOE_ASSIGN_OR_RETURN(const std::vector<float> from,
-                         read_f32(source, {layer, kind, expert}, {outputs}));
-    auto* section = reinterpret_cast<float*>(to.section);
-    for (int64_t i = 0; i < outputs; ++i)
-      section[(to.offset + i / kPanel * to.step) * kPanel + i % kPanel] = from[i];
-    return {};
-  };
-  const Target gate_bias = {slot + at.gate_up_bias, 1, gate.offset, gate.step};
-  const Target up_bias = {slot + at.gate_up_bias, 1, up.offset, up.step};
-  const Target down_bias = {slot + at.down_bias, 1, 0, 1};
-  if (spec.gated) MOE_RETURN_IF_ERROR(bias(WeightKind::gate_bias, spec.intermediate, gate_bias));
-  MOE_RETURN_IF_ERROR(bias(WeightKind::up_bias, spec.intermediate, up_bias));
-  return bias(WeightKind::down_bias, spec.hidden, down_bias);
+  std::vector<Piece> pieces = pieces_of(spec, at, slot);
+  std::vector<WeightRead> reads;
+  for (Piece& piece : pieces) {
+    const WeightId id{layer, piece.kind, expert};
+    MOE_ASSIGN_OR_RETURN(const DType dtype, float_type(source, id, piece.shape()));
+    piece.from = Matrix(dtype, piece.outputs, std::max<int64_t>(1, piece.inputs));
+    reads.push_back({id, {piece.from.bytes.get(), piece.from.dtype, piece.shape()}});
+  }
+  MOE_RETURN_IF_ERROR(source.read_all(reads));
+  for (const Piece& piece : pieces) {
+    const FormatKind kind = piece.is_bias() ? FormatKind::f32 : spec.format.kind;
+    if (!pack_matrix(kind, piece.from, piece.to))
+      return error(StatusCode::out_of_range, {.tensor = to_string(piece.kind)},
+                   "a weight is beyond f16's 65504; load this model as bf16 or f32");
+  }
+  zero_odd_panels(spec, at, slot);
+  return {};
 }
 
 }  // namespace moe::cpu

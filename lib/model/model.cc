@@ -154,7 +154,9 @@ Result<std::unique_ptr<Model::Impl>> with_source(std::unique_ptr<Model::Impl> im
 Result<Model> Model::load(std::string_view directory, const ModelOptions& options) {
   return guarded({.file = directory}, [&]() -> Result<Model> {
     MOE_ASSIGN_OR_RETURN(auto impl, make_impl(options));
-    MOE_ASSIGN_OR_RETURN(auto checkpoint, Checkpoint::open(directory, {.log = options.host.log}));
+    MOE_ASSIGN_OR_RETURN(auto checkpoint,
+                         Checkpoint::open(directory, {.direct_io = options.expert_memory > 0,
+                                                      .log = options.host.log}));
     impl->checkpoint = std::make_unique<Checkpoint>(std::move(checkpoint));
     const WeightSource& source = *impl->checkpoint;
     MOE_ASSIGN_OR_RETURN(auto ready, with_source(std::move(impl), source));

@@ -8,10 +8,10 @@
 #include <fmt/format.h>
 
 #include "catch.h"
-#include "checkpoint/temporary_directory.h"
 #include "core/json.h"
 #include "moe/checkpoint.h"
 #include "quant/half.h"
+#include "temporary_directory.h"
 
 using namespace moe;
 
@@ -210,14 +210,13 @@ TEST_CASE(
     "every family's tensors are where the published files keep them",
     "[checkpoint][mission-2][mission-3][mission-5][mission-6][mission-7][mission-8][mission-9]"
     "[mission-12]") {
-  test::TemporaryDirectory directory("families");
-  std::filesystem::create_directory(directory.path);
+  test::TemporaryDirectory directory;
   const std::string command =
-      fmt::format("\"{}\" \"{}\" \"{}\"", MOE_PYTHON, MOE_MAKE_FAMILIES, directory.path.string());
+      fmt::format("\"{}\" \"{}\" \"{}\"", MOE_PYTHON, MOE_MAKE_FAMILIES, directory.path());
   if (std::string(MOE_PYTHON).empty()) return test::skip("make_families.py: no python3");
   REQUIRE(std::system(command.c_str()) == 0);
   int cases = 0, tensors = 0;
-  for (const auto& entry : std::filesystem::directory_iterator(directory.path)) {
+  for (const auto& entry : std::filesystem::directory_iterator(directory.path())) {
     INFO(entry.path().filename());
     auto checkpoint = Checkpoint::open(entry.path().native());
     INFO(checkpoint.status().message());

@@ -1,41 +1,18 @@
 // Safetensors files spelled by hand, and a place to put them.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
-#include <filesystem>
 #include <fstream>
 #include <sstream>
 #include <string>
 #include <string_view>
 
-#include <unistd.h>
-
 #include "catch.h"
 #include "moe/host.h"
 #include "moe/status.h"
+#include "temporary_directory.h"
 
 namespace moe::test {
-
-// A new directory, removed with all it holds.
-class TemporaryDirectory {
- public:
-  TemporaryDirectory() {
-    static std::atomic<int> counter{0};
-    path_ = (std::filesystem::temp_directory_path() /
-             ("moe-" + std::to_string(::getpid()) + "-" + std::to_string(++counter)))
-                .string();
-    std::filesystem::create_directory(path_);
-  }
-  TemporaryDirectory(const TemporaryDirectory&) = delete;
-  ~TemporaryDirectory() { std::filesystem::remove_all(path_); }
-
-  const std::string& path() const { return path_; }
-  std::string operator/(std::string_view name) const { return path_ + "/" + std::string(name); }
-
- private:
-  std::string path_;
-};
 
 inline void write_file(const std::string& path, std::string_view bytes) {
   std::ofstream file(path, std::ios::binary);

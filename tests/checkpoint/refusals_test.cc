@@ -8,8 +8,8 @@
 #include <fmt/format.h>
 
 #include "catch.h"
-#include "checkpoint/temporary_directory.h"
 #include "moe/checkpoint.h"
+#include "temporary_directory.h"
 
 using namespace moe;
 using test::TemporaryDirectory;
@@ -62,9 +62,9 @@ struct Mixtral {
   }
 
   Status open() const {
-    TemporaryDirectory directory("refusal");
-    write(directory.path);
-    return open(directory.path);
+    TemporaryDirectory directory;
+    write(directory.path());
+    return open(directory.path());
   }
   static Status open(const std::filesystem::path& directory) {
     auto checkpoint = Checkpoint::open(directory.native());
@@ -117,20 +117,18 @@ TEST_CASE("config.json that no model can have is refused", "[checkpoint][mission
 }
 
 TEST_CASE("config.json that is not one is refused", "[checkpoint][mission-12]") {
-  TemporaryDirectory directory("config");
-  Mixtral().write(directory.path);
-  const auto write = [&](const char* text) {
-    std::ofstream(directory.path / "config.json") << text;
-  };
+  TemporaryDirectory directory;
+  Mixtral().write(directory.path());
+  const auto write = [&](const char* text) { std::ofstream(directory / "config.json") << text; };
   write("[1, 2]");
-  refused(Mixtral::open(directory.path), StatusCode::invalid_argument, {"config.json", "object"});
+  refused(Mixtral::open(directory.path()), StatusCode::invalid_argument, {"config.json", "object"});
   write("{\"model_type\": ");
-  refused(Mixtral::open(directory.path), StatusCode::invalid_argument, {"config.json"});
+  refused(Mixtral::open(directory.path()), StatusCode::invalid_argument, {"config.json"});
   write("");
-  refused(Mixtral::open(directory.path), StatusCode::invalid_argument, {"config.json"});
-  std::filesystem::remove(directory.path / "config.json");
-  refused(Mixtral::open(directory.path), StatusCode::not_found, {"config.json"});
-  refused(Mixtral::open(directory.path / "nowhere"), StatusCode::not_found, {"nowhere"});
+  refused(Mixtral::open(directory.path()), StatusCode::invalid_argument, {"config.json"});
+  std::filesystem::remove(directory / "config.json");
+  refused(Mixtral::open(directory.path()), StatusCode::not_found, {"config.json"});
+  refused(Mixtral::open(directory / "nowhere"), StatusCode::not_found, {"nowhere"});
 }
 
 TEST_CASE("an unknown family is refused with the nearest known one", "[checkpoint][mission-12]") {
@@ -230,11 +228,11 @@ TEST_CASE("a quantised checkpoint is refused with its format's name", "[checkpoi
     refused(model.open(), StatusCode::unimplemented, {name, "config.json"});
   }
   SECTION("named in hf_quant_config.json") {
-    TemporaryDirectory directory("modelopt");
-    Mixtral().write(directory.path);
-    std::ofstream(directory.path / "hf_quant_config.json")
+    TemporaryDirectory directory;
+    Mixtral().write(directory.path());
+    std::ofstream(directory / "hf_quant_config.json")
         << R"({"producer": {}, "quantization": {"quant_algo": "FP8"}})";
-    refused(Mixtral::open(directory.path), StatusCode::unimplemented,
+    refused(Mixtral::open(directory.path()), StatusCode::unimplemented,
             {"modelopt FP8", "hf_quant_config.json"});
   }
   SECTION("not named at all") {
@@ -259,9 +257,9 @@ TEST_CASE("a quantised checkpoint is refused with its format's name", "[checkpoi
 }
 
 TEST_CASE("describe() and read() refuse what a layer does not have", "[checkpoint]") {
-  TemporaryDirectory directory("ids");
-  Mixtral().write(directory.path);
-  auto checkpoint = Checkpoint::open(directory.path.native());
+  TemporaryDirectory directory;
+  Mixtral().write(directory.path());
+  auto checkpoint = Checkpoint::open(directory.path());
   REQUIRE(checkpoint.ok());
   std::vector<char> memory(1000);
   const MutableTensorView gate(memory.data(), DType::bf16, {kIntermediate, kHidden});

@@ -4,8 +4,8 @@
 
 #include "catch.h"
 #include "checkpoint/family.h"
-#include "checkpoint/temporary_directory.h"
 #include "moe/checkpoint.h"
+#include "temporary_directory.h"
 
 namespace {
 
@@ -77,11 +77,11 @@ TEST_CASE("a synthetic checkpoint reads back as make_synthetic() computes it",
                               .intermediate = 10,
                               .seed = moe::test::seed(),
                               .shard_bytes = 20000};
-      TemporaryDirectory directory("synthetic_" + std::string(family));
-      const moe::Status written = moe::write_synthetic(spec, directory.path.native());
+      TemporaryDirectory directory;
+      const moe::Status written = moe::write_synthetic(spec, directory.path());
       INFO(written.message());
       REQUIRE(written.ok());
-      auto checkpoint = moe::Checkpoint::open(directory.path.native());
+      auto checkpoint = moe::Checkpoint::open(directory.path());
       INFO(checkpoint.status().message());
       REQUIRE(checkpoint.ok());
       CHECK(checkpoint->family() == family);

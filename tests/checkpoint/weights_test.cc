@@ -8,8 +8,8 @@
 
 #include "catch.h"
 #include "checkpoint/synthetic_value.h"
-#include "checkpoint/temporary_directory.h"
 #include "moe/checkpoint.h"
+#include "temporary_directory.h"
 
 using namespace moe;
 
@@ -119,7 +119,7 @@ TEST_CASE("synthetic values are centred, of unit size, and repeat", "[checkpoint
 }
 
 TEST_CASE("writing a synthetic model can be cancelled and leaves nothing", "[checkpoint]") {
-  test::TemporaryDirectory directory("cancel");
+  test::TemporaryDirectory directory;
   const SyntheticSpec spec{.layers = 3, .shard_bytes = 100000};
   struct State {
     int calls = 0;
@@ -133,10 +133,10 @@ TEST_CASE("writing a synthetic model can be cancelled and leaves nothing", "[che
     s.total = total;
     return ++s.calls < 60;
   };
-  const Status status = write_synthetic(spec, directory.path.native(), progress, &state);
+  const Status status = write_synthetic(spec, directory.path(), progress, &state);
   CHECK(status.code() == StatusCode::cancelled);
   CHECK(state.calls == 60);
-  CHECK(std::filesystem::is_empty(directory.path));
+  CHECK(std::filesystem::is_empty(directory.path()));
 
   state = {};
   const Progress all = [](void* argument, int64_t done, int64_t total) {
@@ -145,9 +145,9 @@ TEST_CASE("writing a synthetic model can be cancelled and leaves nothing", "[che
     s.total = total;
     return true;
   };
-  REQUIRE(write_synthetic(spec, directory.path.native(), all, &state).ok());
+  REQUIRE(write_synthetic(spec, directory.path(), all, &state).ok());
   CHECK(state.done == state.total);
-  CHECK(write_synthetic(spec, directory.path.native()).code() == StatusCode::already_exists);
+  CHECK(write_synthetic(spec, directory.path()).code() == StatusCode::already_exists);
 }
 
 TEST_CASE("a synthetic model that cannot be is refused", "[checkpoint]") {
@@ -165,18 +165,18 @@ TEST_CASE("a synthetic model that cannot be is refused", "[checkpoint]") {
 }
 
 TEST_CASE("a checkpoint of 100,000 tensors opens quickly", "[checkpoint][mission-12]") {
-  test::TemporaryDirectory directory("many");
+  test::TemporaryDirectory directory;
   const SyntheticSpec spec{.family = "deepseek_v3",
                            .layers = 65,
                            .experts = 512,
                            .hidden = 1,
                            .intermediate = 1,
                            .shard_bytes = 20000};
-  REQUIRE(write_synthetic(spec, directory.path.native()).ok());
+  REQUIRE(write_synthetic(spec, directory.path()).ok());
   double best = 1e9;
   for (int round = 0; round < 5; ++round) {
     const std::clock_t start = std::clock();
-    auto checkpoint = Checkpoint::open(directory.path.native());
+    auto checkpoint = Checkpoint::open(directory.path());
     const double seconds = static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
     REQUIRE(checkpoint.ok());
     CHECK(checkpoint->tensors().size() > 100000);

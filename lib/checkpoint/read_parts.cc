@@ -1,0 +1,88 @@
+#include "checkpoint/read_parts.h"
+
+#include <algorithm>
+#include <cstring>
+#include <tuple>
+#include <vector>
+
+#include "checkpoint/read_slice.h"
+#include "core/error.h"
+
+namespace moe {
+namespace {
+
+// Bytes between two ranges that cost less to read than another request.
+constexpr uint64_t kLeastGap = 16 << 10;
+
+struct Wanted {
+  LayerSet::Found found;
+  MutableTensorView out;
+  ByteSpan span;      // in the stored tensor
+  FileRange range;    // the same in its file
+  size_t merged = 0;  // which range of the batch holds it
+};
+
+// The files' bytes of every part that has any.
+Result<std::vector<Wanted>> find_parts(const LayerSet& layers, const TensorDirectory& files,
+                                       std::span<const WeightRead> reads) {
+  std::vector<Wanted> parts;
+  parts.reserve(reads.size());
+  for (const WeightRead& request : reads) {
+    MOE_ASSIGN_OR_RETURN(LayerSet::Found found, layers.find(request.id));
+    const Checkpoint::Tensor* tensor = files.find(found.name);  // null for zeros
+    const TensorShape shape = tensor ? stored_shape(found.slice, tensor->dtype, tensor->shape)
+                                     : stored_shape(found.slice, found.zeros(), {});
+    MOE_RETURN_IF_ERROR(check_target(request.id, shape, request.out));
+    if (request.out.shape.elements() == 0) continue;
+    if (!tensor) {
+      write_zeros(request.out);
+      continue;
+    }
+    const ByteSpan span = span_of(found.slice, shape.dtype, shape.shape);
+    MOE_ASSIGN_OR_RETURN(const FileRange range,
+                         files.locate(*tensor, static_cast<uint64_t>(span.offset),
+                                      static_cast<uint64_t>(span.bytes)));
+    parts.push_back({std::move(found), request.out, span, range});
+  }
+  return parts;
+}
+
+// Joins what overlaps or nearly touches. Sorts `parts` by their place in the files.
+std::vector<FileRange> merge(std::vector<Wanted>& parts) {
+  std::sort(parts.begin(), parts.end(), [](const Wanted& a, const Wanted& b) {
+    return std::tuple(a.range.file->path(), a.range.offset) <
+           std::tuple(b.range.file->path(), b.range.offset);
+  });
+  std::vector<FileRange> merged;
+  for (Wanted& part : parts) {
+    const FileRange& range = part.range;
+    FileRange* last = merged.empty() ? nullptr : &merged.back();
+    if (last && last->file == range.file && range.offset <= last->offset + last->bytes + kLeastGap)
+      last->bytes = std::max(last->bytes, range.offset + range.bytes - last->offset);
+    else
+      merged.push_back(range);
+    part.merged = merged.size() - 1;
+  }
+  return merged;
+}
+
+}  // namespace
+
+Status read_parts(const LayerSet& layers, const TensorDirectory& files, BatchReader& reader,
+                  std::span<const WeightRead> reads) {
+  MOE_ASSIGN_OR_RETURN(std::vector<Wanted> parts, find_parts(layers, files, reads));
+  const std::vector<FileRange> ranges = merge(parts);
+  MOE_ASSIGN_OR_RETURN(const BatchReader::Loan loan, reader.read(ranges));
+  for (const Wanted& part : parts) {
+    const uint64_t skipped = part.range.offset - ranges[part.merged].offset;
+    const std::byte* first = loan.data(part.merged) + skipped;
+    const auto from_memory = [&](int64_t offset, int64_t bytes, void* to) {
+      std::memcpy(to, first + (offset - part.span.offset), static_cast<size_t>(bytes));
+      return Status();
+    };
+    MOE_RETURN_IF_ERROR(read_slice(part.found.slice, from_memory, part.out));
+  }
+  return {};
+}
+
+}  // namespace moe
