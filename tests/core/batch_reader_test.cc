@@ -10,6 +10,8 @@
 #include <thread>
 #include <vector>
 
+#include <unistd.h>
+
 #include "catch.h"
 #include "temporary_directory.h"
 
@@ -24,9 +26,12 @@ class BadRing final : public Ring {
  public:
   void read(std::span<RingRead> reads) noexcept override {
     for (size_t i = 0; i < reads.size(); ++i) {
-      const int64_t outcome[] = {-EINTR, reads[i].bytes / 2, -EIO, 0, -EINVAL};
-      reads[i].got = outcome[i % 5];
-      std::memset(reads[i].to, 0xee, reads[i].bytes);
+      RingRead& read = reads[i];
+      std::memset(read.to, 0xee, read.bytes);
+      const int64_t half = ::pread(read.descriptor, read.to, read.bytes / 8192 * 4096,
+                                   static_cast<off_t>(read.offset));
+      const int64_t outcome[] = {-EINTR, half, -EIO, 0, -EINVAL};
+      read.got = outcome[i % 5];
     }
   }
 };
