@@ -1,6 +1,8 @@
 // The kernel of grouped_gemm.h, cut by phase: work list, producer, multiply, epilogue.
 #pragma once
 
+#include <algorithm>
+
 #include "gemm/activation.cuh"
 #include "gemm/grouped_gemm.h"
 #include "gemm/layout.h"
@@ -28,6 +30,9 @@ struct Config {
   static constexpr bool kMoveRegisters = kTokens > 128;
   static constexpr int kDepth = kFp8 ? 128 : 64;  // elements of a stage
   static constexpr int kTokenBox = token_box(kSize);
+  // Blocks that work side by side on neighbouring weight tiles of the same token rows, each of
+  // which is read from L2 once for all of them.
+  static constexpr int kCluster = kSize == TileClass::large ? 2 : 1;
 
   static constexpr int kWeightBytes = kRows * 128;
   static constexpr int kTokenBytes = kTokens * 128;
@@ -88,14 +93,15 @@ struct Work {
 template <typename C>
 struct WorkList {
   static constexpr int kPatch = 8;
+  static constexpr int kStep = C::kCluster * C::kRows;  // weight rows of a cluster
   const TokenTile* tiles;
   int weight_tiles;
   int64_t total;
-  int64_t at = blockIdx.x;
+  int64_t at = blockIdx.x / C::kCluster;
 
   __device__ explicit WorkList(const GroupedGemmArgs& args)
       : tiles(args.tiles),
-        weight_tiles((args.weight_rows + C::kRows - 1) / C::kRows),
+        weight_tiles((args.weight_rows + kStep - 1) / kStep),
         total(static_cast<int64_t>(__ldcg(args.tile_count)) * weight_tiles) {}
 
   // Tiles that run together form a near-square patch of one expert: kPatch token tiles by all
@@ -112,8 +118,10 @@ struct WorkList {
     const int width = min(kPatch, a.z - patch);
     const int inside = local - patch * weight_tiles;
     const int begin = (patch + inside % width) * size;
-    *work = {a.x, inside / width * C::kRows, a.w + begin, max(0, min(size, rows - begin))};
-    at += gridDim.x;
+    const int rank = C::kCluster > 1 ? static_cast<int>(cluster_rank()) : 0;
+    *work = {a.x, inside / width * kStep + rank * C::kRows, a.w + begin,
+             max(0, min(size, rows - begin))};
+    at += gridDim.x / C::kCluster;
     return true;
   }
 };
@@ -125,6 +133,19 @@ __device__ void load_weights(const GroupedGemmArgs& args, const Shared<C>& share
                              int block, int stage) {
   copy_box(shared.weights(stage), &args.weights, &shared.full[stage], block * C::kDepth,
            work.weight_row, work.slot);
+}
+
+// One box of token rows. The blocks of a cluster take turns, each for all of them.
+template <typename C>
+__device__ void load_tokens(const GroupedGemmArgs& args, const Shared<C>& shared, const Work& work,
+                            int block, int stage, int box) {
+  const uint32_t to = shared.tokens(stage) + box * C::kTokenBox * 128;
+  uint64_t* full = &shared.full[stage];
+  const int column = block * C::kDepth, row = work.row + box * C::kTokenBox;
+  if constexpr (C::kCluster == 1)
+    copy_box(to, &args.rows, full, column, row, 0);
+  else if (box % C::kCluster == cluster_rank())
+    copy_box_to((1 << C::kCluster) - 1, to, &args.rows, full, column, row, 0);
 }
 
 // Scattered token rows, by cp.async: thread t of 128 brings chunk t % 8 of rows t / 8 + 16 i.
@@ -196,14 +217,24 @@ __device__ void produce(const GroupedGemmArgs& args, const Shared<C>& shared) {
         if constexpr (C::kGather) gather.load(args, shared, block, cursor.stage);
         barrier_arrive_after_copies(full);
       } else if (thread < boxes) {
-        copy_box(shared.tokens(cursor.stage) + thread * C::kTokenBox * 128, &args.rows, full,
-                 block * C::kDepth, work.row + thread * C::kTokenBox, 0);
+        load_tokens<C>(args, shared, work, block, cursor.stage, thread);
       }
     }
   }
 }
 
 // --- consumers ------------------------------------------------------------------------------
+
+// A warp has read the stage: whoever fills it, in any block of the cluster, may go on.
+template <typename C>
+__device__ void release(const Shared<C>& shared, int stage) {
+  if constexpr (C::kCluster == 1) {
+    barrier_arrive(&shared.empty[stage]);
+  } else {
+    for (uint32_t rank = 0; rank < C::kCluster; ++rank)
+      barrier_arrive_remote(&shared.empty[stage], rank);
+  }
+}
 
 // Multiplies one stage: 64 weight rows by kN tokens.
 template <typename C, int kN>
@@ -231,11 +262,11 @@ __device__ void multiply_bf16(const GroupedGemmArgs& args, const Shared<C>& shar
     if (C::kGather && args.row_index) fence_async_proxy();  // cp.async wrote the token rows
     multiply_stage<C, kN>(shared, cursor->stage, consumer, sum, true);
     wgmma_wait<1>();
-    if (leader && previous >= 0) barrier_arrive(&shared.empty[previous]);
+    if (leader && previous >= 0) release(shared, previous);
     previous = cursor->stage;
   }
   wgmma_wait<0>();
-  if (leader) barrier_arrive(&shared.empty[previous]);
+  if (leader) release(shared, previous);
 }
 
 // The scales of one weight tile: a scale per 128 inputs for the thread's first and second 8 rows.
@@ -286,7 +317,7 @@ __device__ void multiply_fp8(const GroupedGemmArgs& args, const Shared<C>& share
       sum[4 * j + 3] = fmaf(part[4 * j + 3], high * s.y, sum[4 * j + 3]);
     }
     __syncwarp();
-    if (lane == 0) barrier_arrive(&shared.empty[cursor->stage]);
+    if (lane == 0) release(shared, cursor->stage);
     low = next_low, high = next_high;
   }
 }
@@ -438,17 +469,24 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     prefetch_tensor_map(&args.weights);
     for (int i = 0; i < C::kStages; ++i) {
       barrier_init(&shared.full[i], args.row_index ? 1 + 128 : 1);
-      barrier_init(&shared.empty[i], 4 * C::kConsumers);
+      barrier_init(&shared.empty[i], 4 * C::kConsumers * C::kCluster);
     }
     fence_barrier_init();
   }
-  __syncthreads();
+  if constexpr (C::kCluster > 1)
+    cluster_barrier();
+  else
+    __syncthreads();
   if (threadIdx.x < 128) {
     if constexpr (C::kMoveRegisters) fewer_registers<40>();
     produce<C>(args, shared);
   } else {
     if constexpr (C::kMoveRegisters) more_registers<232>();
     consume<C>(args, shared);
+  }
+  if constexpr (C::kCluster > 1) {  // nobody writes into a block that has ended
+    __syncwarp();
+    cluster_barrier();
   }
 }
 
@@ -459,9 +497,11 @@ cudaError_t launch_config(const GroupedGemmArgs& args, int64_t max_tiles, int mu
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, C::kShared);
   if (error != cudaSuccess) return error;
-  const int64_t work = max_tiles * ((args.weight_rows + C::kRows - 1) / C::kRows);
-  const int grid = static_cast<int>(work < multiprocessors ? work : multiprocessors);
-  return launch(kernel, grid, C::kThreads, C::kShared, stream, args);
+  constexpr int64_t kStep = WorkList<C>::kStep;
+  const int64_t work = max_tiles * ((args.weight_rows + kStep - 1) / kStep);
+  const int64_t clusters = std::min<int64_t>(work, multiprocessors / C::kCluster);
+  return launch_clusters(C::kCluster, kernel, static_cast<unsigned>(clusters * C::kCluster),
+                         C::kThreads, C::kShared, stream, args);
 }
 
 template <Element kElement, TileClass kSize>
