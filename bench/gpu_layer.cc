@@ -106,8 +106,8 @@ class ShapeBench {
     Buffer<__nv_bfloat16> hidden(layers * tokens * shape_.hidden);
     Buffer<__nv_bfloat16> out(layers * tokens * shape_.hidden), again(tokens * shape_.hidden);
     Buffer<float> logits(layers * tokens * shape_.experts);
-    Buffer<std::byte> workspace(static_cast<int64_t>(
-        layer_workspace_bytes(pool_.shape, shape_.experts, tokens, shape_.top_k)));
+    Buffer<std::byte> workspace(static_cast<int64_t>(layer_workspace_bytes(
+        {.routed = pool_.shape, .num_experts = shape_.experts}, tokens, shape_.top_k)));
     MOE_CHECK(moe::cuda::test::fill_normal(hidden.data(), hidden.size(), 1, tokens));
     MOE_CHECK(moe::cuda::test::fill_normal(logits.data(), logits.size(), 1, tokens + 1));
     MOE_CHECK(cudaDeviceSynchronize());
@@ -118,9 +118,9 @@ class ShapeBench {
       args.maps = &maps_;
       args.tokens = tokens;
       args.top_k = shape_.top_k;
-      args.hidden = hidden.data() + i * tokens * shape_.hidden;
-      args.logits = logits.data() + i * tokens * shape_.experts;
-      args.out = to;
+      args.hidden = {hidden.data() + i * tokens * shape_.hidden, moe::DType::bf16, shape_.hidden};
+      args.logits = {logits.data() + i * tokens * shape_.experts, moe::DType::f32, shape_.experts};
+      args.out = {to, moe::DType::bf16, shape_.hidden};
       args.workspace = workspace.data();
       args.multiprocessors = multiprocessors_;
       args.size = size;

@@ -1,10 +1,19 @@
 // The GPU's expert-GEMM backends, best first.
 #include <span>
 
+#include "gemm/backend.h"
 #include "gemm/backends.h"
 
 namespace moe {
+namespace {
 
-std::span<const ExpertGemmRow> cuda_expert_gemm_rows() { return {}; }
+constexpr ExpertGemmRow kRows[] = {
+    {"cuda-hopper", "wgmma on bf16, fed by the copy engine; rows and sums as bf16 and fp32",
+     DeviceKind::cuda, cuda::hopper_available, cuda::make_hopper_gemm},
+};
+
+}  // namespace
+
+std::span<const ExpertGemmRow> cuda_expert_gemm_rows() { return kRows; }
 
 }  // namespace moe

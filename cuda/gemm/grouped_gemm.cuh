@@ -13,7 +13,7 @@
 namespace moe::cuda {
 namespace grouped {
 
-enum class Output { plain, silu, activated };  // silu: apart, for speed
+enum class Output { plain, unary, silu, activated };  // silu: apart, for speed
 
 // Everything that is known when the kernel is compiled. A ring stage is 128 bytes of every row.
 template <Element kElementType, TileClass kSize, Output kOutputKind>
@@ -21,7 +21,7 @@ struct Config {
   static constexpr Element kElement = kElementType;
   static constexpr bool kFp8 = kElement == Element::e4m3;
   static constexpr Output kOutput = kOutputKind;
-  static constexpr bool kActivate = kOutput != Output::plain;
+  static constexpr bool kActivate = kOutput == Output::silu || kOutput == Output::activated;
   static constexpr bool kGather = gathers(kSize);
   static constexpr int kTokens = tile_tokens(kSize, kFp8);
   static constexpr int kRows = kTileRows;
@@ -338,15 +338,20 @@ struct Packer {
     if constexpr (C::kOutput == Output::silu) return gate * sigmoid(gate) * up;
     return activate(args.activation, args.alpha, args.limit, gate, up);
   }
+  __device__ float single(float value) const {
+    if constexpr (C::kOutput == Output::unary)
+      return activate(args.activation, args.alpha, args.limit, value, 1.0f);
+    return value;
+  }
   __device__ uint32_t activated(int j) const {
     const float* d = sum + 4 * j;
     return pack(apply(d[0] + low_bias, d[2] + high_bias), apply(d[1] + low_bias, d[3] + high_bias));
   }
   __device__ uint32_t low(int j) const {
-    return pack(sum[4 * j] + low_bias, sum[4 * j + 1] + low_bias);
+    return pack(single(sum[4 * j] + low_bias), single(sum[4 * j + 1] + low_bias));
   }
   __device__ uint32_t high(int j) const {
-    return pack(sum[4 * j + 2] + high_bias, sum[4 * j + 3] + high_bias);
+    return pack(single(sum[4 * j + 2] + high_bias), single(sum[4 * j + 3] + high_bias));
   }
 };
 
@@ -511,6 +516,7 @@ cudaError_t launch_size(const GroupedGemmArgs& args, int64_t max_tiles, int mult
     return launch_config<decltype(config)>(args, max_tiles, multiprocessors, stream);
   };
   if (args.row_index && !gathers(kSize)) return cudaErrorInvalidValue;
+  if (args.unary) return run(Config<kElement, kSize, Output::unary>());
   if (!args.activated) return run(Config<kElement, kSize, Output::plain>());
   if (args.activation == 0) return run(Config<kElement, kSize, Output::silu>());
   return run(Config<kElement, kSize, Output::activated>());

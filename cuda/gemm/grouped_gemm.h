@@ -58,6 +58,7 @@ struct GroupedGemmArgs {
 
   // Gate and up rows are interleaved (gemm/layout.h), and activation(gate, up) is what is stored.
   int32_t activated = 0;
+  int32_t unary = 0;       // there is no gate: activation(up) is what is stored
   int32_t activation = 0;  // moe::Activation
   float alpha = 0, limit = 0;
 

@@ -28,6 +28,7 @@ struct SlotShape {
   int64_t intermediate = 0;
   int32_t element_bytes = 2;  // 2: bf16; 1: e4m3 with block scales
   bool bias = false;
+  bool gated = true;  // false: there are up rows alone, in their order
 };
 
 // Byte offsets from the start of the slot; a section that is absent has the next one's offset.
@@ -60,11 +61,12 @@ constexpr SlotSections slot_sections(const SlotShape& shape) {
   auto next = [](int64_t offset, int64_t bytes) {
     return round_up(offset + bytes, kSlotAlignment);
   };
-  s.down = next(s.gate_up, 2 * s.intermediate_stride * s.hidden_stride * shape.element_bytes);
+  const int64_t gates = shape.gated ? 2 : 1;
+  s.down = next(s.gate_up, gates * s.intermediate_stride * s.hidden_stride * shape.element_bytes);
   s.gate_up_scale = next(s.down, shape.hidden * s.intermediate_stride * shape.element_bytes);
   s.down_scale = next(s.gate_up_scale, fp8 ? 2 * blocks * 4 : 0);
   s.gate_up_bias = next(s.down_scale, fp8 ? blocks * 4 : 0);
-  s.down_bias = next(s.gate_up_bias, shape.bias ? 2 * s.intermediate_stride * 4 : 0);
+  s.down_bias = next(s.gate_up_bias, shape.bias ? gates * s.intermediate_stride * 4 : 0);
   s.bytes = next(s.down_bias, shape.bias ? shape.hidden * 4 : 0);
   return s;
 }

@@ -1,74 +1,105 @@
 #include "permute/combine.h"
+#include "runtime/finish.cuh"
 #include "runtime/launch.cuh"
 #include "runtime/ptx.cuh"
+#include "runtime/rows.cuh"
 
 namespace moe::cuda {
 namespace {
 
-__device__ inline void add_scaled(float (&sum)[8], float weight, const uint4& row) {
-  const uint32_t words[4] = {row.x, row.y, row.z, row.w};
-  for (int i = 0; i < 4; ++i) {
-    sum[2 * i] = fmaf(weight, __uint_as_float(words[i] << 16), sum[2 * i]);
-    sum[2 * i + 1] = fmaf(weight, __uint_as_float(words[i] & 0xFFFF0000u), sum[2 * i + 1]);
+// A token's places in ascending order of expert; those without one are left out.
+struct Order {
+  int32_t row[32];  // -1: a zero expert
+  float weight[32];
+  int used;
+};
+
+__device__ void sort_places(const CombineArgs& args, int64_t token, Order* order) {
+  const int place = threadIdx.x;
+  const bool valid = place < args.top_k;
+  const int64_t pair = token * args.top_k + place;
+  const int32_t mine = valid ? args.row_of_pair[pair] : -1;
+  int rank = 0, count = 0;
+  for (int j = 0; j < args.top_k; ++j) {
+    const int32_t other = __shfl_sync(~0u, mine, j);
+    rank += other >= 0 && other < mine;
+    count += other >= 0;
   }
+  if (mine >= 0) {
+    const bool zero = args.ids && args.ids[pair] >= args.num_experts;
+    order->row[rank] = zero ? -1 : mine;
+    order->weight[rank] = args.weights_on_input && !zero ? 1.0f : args.weights[pair];
+  }
+  if (place == 0) order->used = count;
 }
 
-// A block a token and a part of its columns; 8 columns a thread.
+// The sum of kCount columns from `column` on.
+template <int kCount>
+__device__ void sum_columns(const CombineArgs& args, const Order& order, int64_t token,
+                            int64_t column) {
+  const auto load = [](const void* data, DType type, int64_t at, float(&x)[kCount]) {
+    if constexpr (kCount == 8)
+      load_8(data, type, at, x);
+    else
+      x[0] = load_float(data, type, at);
+  };
+  const auto add = [](float(&sum)[kCount], float weight, const float(&x)[kCount]) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) sum[i] = fmaf(weight, x[i], sum[i]);
+  };
+  float sum[kCount] = {}, x[kCount];
+#pragma unroll 4
+  for (int j = 0; j < order.used; ++j) {
+    const int32_t row = order.row[j];
+    if (row >= 0)
+      load(args.rows, DType::bf16, row * args.row_stride + column, x);
+    else
+      load(args.from.data, args.from.type, token * args.from.stride + column, x);
+    add(sum, order.weight[j], x);
+  }
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) sum[i] *= args.routed_scale;
+  if (args.shared) {
+    load(args.shared, DType::bf16, token * args.row_stride + column, x);
+    add(sum, args.shared_scale * (args.shared_gate ? args.shared_gate[token] : 1.0f), x);
+  }
+  const int64_t at = token * args.out.stride + column;
+  if (args.accumulate) {
+    load(args.out.data, args.out.type, at, x);
+    add(sum, 1.0f, x);
+  }
+  if constexpr (kCount == 8)
+    store_8(args.out.data, args.out.type, at, sum);
+  else
+    store_float(args.out.data, args.out.type, at, sum[0]);
+}
+
+// A block a token and a part of its columns, kCount of them a thread.
+template <int kCount>
 __global__ void combine(const CombineArgs args) {
-  __shared__ int32_t row[32];
-  __shared__ float weight[32];
-  __shared__ int used;
+  __shared__ Order order;
   const int64_t token = blockIdx.x;
   wait_for_previous_kernel();
   let_next_kernel_start();
-
-  if (threadIdx.x < 32) {  // sort the places by row; places without an expert fall out
-    const int place = threadIdx.x;
-    const bool valid = place < args.top_k;
-    const int64_t pair = token * args.top_k + place;
-    const int32_t mine = valid ? args.row_of_pair[pair] : -1;
-    int rank = 0, count = 0;
-    for (int j = 0; j < args.top_k; ++j) {
-      const int32_t other = __shfl_sync(~0u, mine, j);
-      rank += other >= 0 && other < mine;
-      count += other >= 0;
-    }
-    if (mine >= 0) {
-      row[rank] = mine;
-      weight[rank] = args.weights[pair];
-    }
-    if (place == 0) used = count;
-  }
+  if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) finish(args.finish);
+  if (args.note && token >= args.note->rows) return;
+  if (threadIdx.x < 32) sort_places(args, token, &order);
   __syncthreads();
-
-  const int64_t column = (static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x) * 8;
-  if (column >= args.hidden) return;
-  float sum[8] = {};
-#pragma unroll 4
-  for (int j = 0; j < used; ++j)
-    add_scaled(sum, weight[j],
-               *reinterpret_cast<const uint4*>(args.rows + row[j] * args.hidden + column));
-  const int64_t at = token * args.hidden + column;
-  if (args.out_f32) {
-    float4* to = reinterpret_cast<float4*>(args.out_f32 + at);
-    to[0] = {sum[0], sum[1], sum[2], sum[3]};
-    to[1] = {sum[4], sum[5], sum[6], sum[7]};
-  } else {
-    __nv_bfloat162 packed[4];
-    for (int i = 0; i < 4; ++i) packed[i] = __floats2bfloat162_rn(sum[2 * i], sum[2 * i + 1]);
-    *reinterpret_cast<uint4*>(args.out_bf16 + at) = *reinterpret_cast<uint4*>(packed);
-  }
+  const int64_t column = (static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x) * kCount;
+  if (column < args.hidden) sum_columns<kCount>(args, order, token, column);
 }
 
 }  // namespace
 
 cudaError_t launch_combine(const CombineArgs& args, cudaStream_t stream) {
-  if (args.top_k < 1 || args.top_k > 32 || args.hidden % 8 != 0) return cudaErrorInvalidValue;
+  if (args.top_k < 1 || args.top_k > 32 || args.row_stride % 8 != 0) return cudaErrorInvalidValue;
   if (args.tokens == 0) return cudaSuccess;
+  const bool vector = args.hidden % 8 == 0 && aligned_by_8(args.out) && aligned_by_8(args.from);
   const int threads = args.tokens < 64 ? 64 : 256;
+  const int columns = threads * (vector ? 8 : 1);
   const dim3 grid(static_cast<unsigned>(args.tokens),
-                  static_cast<unsigned>((args.hidden + threads * 8 - 1) / (threads * 8)));
-  return launch(combine, grid, threads, 0, stream, args);
+                  static_cast<unsigned>((args.hidden + columns - 1) / columns));
+  return launch(vector ? combine<8> : combine<1>, grid, threads, 0, stream, args);
 }
 
 }  // namespace moe::cuda

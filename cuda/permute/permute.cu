@@ -8,6 +8,11 @@ namespace {
 constexpr int kThreads = 1024;
 constexpr int kWarps = kThreads / 32;
 
+__device__ int tiles_of(const PermuteArgs& args, int expert, int rows) {
+  if (rows == 0 || args.slot_of_expert[expert] < 0) return 0;
+  return (rows + args.tile_tokens - 1) / args.tile_tokens;
+}
+
 // One block an expert. Each block counts all ids, which is cheaper than a second kernel: the ids
 // are a few hundred KiB in L2.
 __global__ void __launch_bounds__(kThreads) permute(const PermuteArgs args) {
@@ -41,7 +46,7 @@ __global__ void __launch_bounds__(kThreads) permute(const PermuteArgs args) {
   int rows_before = 0, tiles_before = 0;
   for (int e = threadIdx.x; e < expert; e += kThreads) {
     rows_before += count[e];
-    tiles_before += (count[e] + args.tile_tokens - 1) / args.tile_tokens;
+    tiles_before += tiles_of(args, e, count[e]);
   }
   rows_before = __reduce_add_sync(~0u, rows_before);
   tiles_before = __reduce_add_sync(~0u, tiles_before);
@@ -61,7 +66,7 @@ __global__ void __launch_bounds__(kThreads) permute(const PermuteArgs args) {
   __syncthreads();
 
   const int rows = count[expert];
-  const int tiles = (rows + args.tile_tokens - 1) / args.tile_tokens;
+  const int tiles = tiles_of(args, expert, rows);
   if (expert == args.num_experts - 1 && threadIdx.x == 0) *args.tile_count = first_tile + tiles;
   for (int i = threadIdx.x; i < tiles; i += kThreads)
     args.tiles[first_tile + i] = {

@@ -28,7 +28,7 @@ struct PermuteArgs {
   int32_t top_k = 0;
   int32_t num_experts = 0;
 
-  const int32_t* slot_of_expert = nullptr;  // (num_experts), the table on the device
+  const int32_t* slot_of_expert = nullptr;  // (num_experts) on the device; -1: gets no tiles
   int32_t tile_tokens = 0;                  // most rows of a tile
 
   int32_t* row_token = nullptr;    // (tokens * top_k): the token of a permuted row

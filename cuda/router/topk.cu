@@ -65,7 +65,9 @@ __device__ void select_row(const TopKArgs& args, int64_t token, int64_t valid, f
     const rule::Row row = {kPlain ? keys : args.logits + first,
                            args.mask ? args.mask + first : nullptr,
                            args.token_ids ? args.token_ids[token] : 0, ids, weights};
-    const rule::Outcome outcome = rule::select(team, known<kPlain>(args.rule), row, keys);
+    rule::Rule rule = known<kPlain>(args.rule);
+    if (!kPlain && args.token_experts) rule.token_experts = *args.token_experts;
+    const rule::Outcome outcome = rule::select(team, rule, row, keys);
     if (lane == 0 && args.counts) {
       if (outcome.nonfinite) add(&args.counts->nonfinite_rows);
       if (outcome.chosen < top_k) add(&args.counts->short_rows);
@@ -130,7 +132,8 @@ __global__ void __launch_bounds__(kThreads)
     for (int base = 0; base < experts; base += 32) {
       const int e = base + lane;
       const int rows = e < experts ? count[e] : 0;
-      const int tiles = (rows + out.tile_tokens - 1) / out.tile_tokens;
+      const int slot = rows > 0 ? out.slot_of_expert[e] : -1;
+      const int tiles = slot < 0 ? 0 : (rows + out.tile_tokens - 1) / out.tile_tokens;
       int sum = rows << 16 | tiles;  // both below 2^15: at most 64 * 32 pairs
       for (int d = 1; d < 32; d *= 2) {
         const int below = __shfl_up_sync(~0u, sum, d);
@@ -139,7 +142,7 @@ __global__ void __launch_bounds__(kThreads)
       const int first_row = row + (sum >> 16) - rows, first = tile + (sum & 0xFFFF) - tiles;
       if (e < experts) begin[e] = first_row;
       for (int i = 0; i < tiles; ++i)
-        out.tiles[first + i] = {out.slot_of_expert[e], first, tiles, first_row, rows, e, {0, 0}};
+        out.tiles[first + i] = {slot, first, tiles, first_row, rows, e, {0, 0}};
       const int total = __shfl_sync(~0u, sum, 31);
       row += total >> 16;
       tile += total & 0xFFFF;

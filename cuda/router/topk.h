@@ -23,8 +23,9 @@ struct TopKArgs {
   const int64_t* token_ids = nullptr;   // (tokens), for Selection::token_lookup
   const int64_t* valid_rows = nullptr;  // one value; rows from it on get id -1. Null: tokens
 
-  int32_t* ids = nullptr;         // (tokens, top_k), best first; -1: no expert
-  float* weights = nullptr;       // (tokens, top_k)
+  int32_t* ids = nullptr;                      // (tokens, top_k), best first; -1: no expert
+  float* weights = nullptr;                    // (tokens, top_k)
+  const void* const* token_experts = nullptr;  // where the rule's is kept; null: in the rule
   RouteCounts* counts = nullptr;  // nonfinite_rows and short_rows are added to; or null
 };
 

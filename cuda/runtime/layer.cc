@@ -1,14 +1,18 @@
 #include "runtime/layer.h"
 
+#include "permute/cast_rows.h"
 #include "permute/combine.h"
 #include "permute/gather.h"
+#include "router/logits.h"
+#include "router/routing.h"
 #include "router/topk.h"
 #include "runtime/tensor_map.h"
 
 namespace moe::cuda {
 namespace {
 
-// Workspace of one layer; pointers into LayerArgs::workspace.
+// Workspace of one layer; pointers into LayerArgs::workspace. A part that the shape has no use for
+// is empty.
 struct Workspace {
   int32_t* ids;
   float* weights;
@@ -17,113 +21,378 @@ struct Workspace {
   TokenTile* tiles;
   int32_t* tile_count;
   __nv_bfloat16* activated;  // (pairs, intermediate')
-  __nv_bfloat16* rows;       // (pairs, hidden)
-  __nv_bfloat16* gathered;   // the same memory: read before rows is written
+  __nv_bfloat16* rows;       // (pairs, hidden')
+  __nv_bfloat16* gathered;   // the same memory: read before rows is written; its own with waves
+
+  ForwardNote* note;
+  int32_t* slots;           // (candidates)
+  float* selection_bias;    // (candidates)
+  float* per_expert_scale;  // (candidates)
+  float* logits;            // (tokens, candidates)
+  float* normalized;        // (tokens, hidden)
+  __nv_bfloat16* cast;      // (tokens, hidden')
+
+  TokenTile* shared_tiles;
+  int32_t* shared_tile_count;
+  __nv_bfloat16* shared_activated;  // (tokens, intermediate')
+  __nv_bfloat16* shared_rows;       // (tokens, hidden')
+  float* shared_gate;               // (tokens)
   size_t bytes;
 
-  Workspace(std::byte* base, const SlotShape& shape, int64_t num_experts, int64_t tokens,
-            int32_t top_k) {
-    const int64_t pairs = tokens * top_k;
+  Workspace(std::byte* base, const LayerShape& shape, int64_t tokens, int32_t top_k) {
+    const int64_t pairs = tokens * top_k, candidates = shape.num_experts;
+    const SlotSections routed = slot_sections(shape.routed);
     size_t at = 0;
     auto take = [&](auto** out, int64_t count) {
       *out = reinterpret_cast<std::remove_reference_t<decltype(*out)>>(base + at);
-      at += (count * sizeof(**out) + 255) / 256 * 256;
+      at += (static_cast<size_t>(count) * sizeof(**out) + 255) / 256 * 256;
     };
     take(&ids, pairs);
     take(&weights, pairs);
     take(&row_token, pairs);
     take(&row_of_pair, pairs);
-    take(&tiles, max_tiles(pairs, num_experts, tile_tokens(TileClass::small)));
+    take(&tiles, max_tiles(pairs, candidates, tile_tokens(TileClass::small)));
     take(&tile_count, 1);
-    take(&activated, pairs * slot_sections(shape).intermediate_stride);
-    take(&rows, pairs * shape.hidden);
+    take(&activated, pairs * routed.intermediate_stride);
+    take(&rows, pairs * routed.hidden_stride);
     gathered = rows;
+    if (shape.paged && shape.weights_on_input) take(&gathered, pairs * routed.hidden_stride);
+
+    const auto if_table = [&](int64_t count) { return shape.from_table ? count : 0; };
+    take(&note, if_table(1));
+    take(&slots, if_table(candidates));
+    take(&selection_bias, if_table(candidates));
+    take(&per_expert_scale, if_table(candidates));
+    take(&logits, if_table(tokens * candidates));
+    take(&normalized, shape.normalize_input ? tokens * shape.routed.hidden : 0);
+    take(&cast, if_table(tokens * routed.hidden_stride));
+
+    const bool shared = shape.shared.hidden > 0;
+    const auto if_shared = [&](int64_t count) { return shared ? count : 0; };
+    take(&shared_tiles, if_shared(max_tiles(tokens, 1, tile_tokens(TileClass::small))));
+    take(&shared_tile_count, if_shared(1));
+    take(&shared_activated, if_shared(tokens * slot_sections(shape.shared).intermediate_stride));
+    take(&shared_rows, if_shared(tokens * routed.hidden_stride));
+    take(&shared_gate, if_shared(tokens));
     bytes = at;
   }
 };
 
+// One forward: what it was asked for, cut and chosen.
+struct Forward {
+  const LayerArgs& args;
+  Workspace work;
+  int64_t pairs;
+  int64_t width;  // hidden, rounded up: columns of the GEMMs' rows
+  TileClass size;
+  TileClass shared_size;
+  bool direct;                // the GEMMs can read args.hidden as it is
+  bool fused_choice;          // top-k and permutation are one kernel
+  const __nv_bfloat16* rows;  // (tokens, width): what the GEMMs read
+
+  explicit Forward(const LayerArgs& a)
+      : args(a), work(a.workspace, shape_of(a), a.tokens, a.top_k), pairs(a.tokens * a.top_k) {
+    const int64_t experts = a.pool.num_experts, hidden = a.pool.shape.hidden;
+    width = a.pool.sections.hidden_stride;
+    size = a.size >= 0 ? static_cast<TileClass>(a.size)
+                       : choose_tile_class(a.tokens, a.top_k, experts);
+    if (a.paged && !gathers(size)) size = TileClass::medium;
+    shared_size = choose_tile_class(a.tokens, 1, 1);
+    direct = a.hidden.type == DType::bf16 && hidden % 8 == 0 && a.hidden.stride == hidden &&
+             aligned_by_8(a.hidden);
+    fused_choice = a.tokens <= kMaxFusedTokens && !a.ids_in && a.capacity == 0 && !a.paged;
+    rows = direct ? static_cast<const __nv_bfloat16*>(a.hidden.data) : work.cast;
+  }
+
+  static LayerShape shape_of(const LayerArgs& a) {
+    return {.routed = a.pool.shape,
+            .num_experts = a.pool.num_experts,
+            .shared = a.shared ? a.shared->pool.shape : SlotShape{.hidden = 0},
+            .from_table = a.reader != nullptr,
+            .normalize_input = a.normalize_input,
+            .weights_on_input = a.weights_on_input,
+            .paged = a.paged};
+  }
+  const ForwardNote* note() const { return args.reader ? work.note : nullptr; }
+  const int64_t* valid_rows() const { return args.reader ? &work.note->rows : nullptr; }
+  const int32_t* slots() const { return args.reader ? work.slots : args.pool.slot_of_expert; }
+};
+
+// ---- routing
+
+cudaError_t enqueue_begin(const Forward& f, cudaStream_t stream) {
+  const LayerArgs& args = f.args;
+  if (!args.reader) return cudaSuccess;
+  BeginArgs begin;
+  begin.counters = args.reader->counters;
+  begin.cell = args.reader->cell;
+  begin.tokens = args.tokens;
+  begin.valid_rows = args.reader->valid_rows;
+  begin.note = f.work.note;
+  begin.slots = f.work.slots;
+  begin.selection_bias = f.work.selection_bias;
+  begin.per_expert_scale = f.work.per_expert_scale;
+  begin.candidates = args.pool.num_experts;
+  if (args.shared) {
+    begin.shared_tiles = f.work.shared_tiles;
+    begin.shared_tile_count = f.work.shared_tile_count;
+    begin.tile_tokens = tile_tokens(f.shared_size);
+  }
+  return launch_begin(begin, stream);
+}
+
+RoutingArgs routing_args(const Forward& f) {
+  return {
+      f.args.tokens, f.args.top_k,  f.args.pool.num_experts, f.args.reader ? f.work.note : nullptr,
+      f.work.ids,    f.work.weights};
+}
+
+// f32 logits of every row: the host's own if they are that already.
+cudaError_t enqueue_logits(const Forward& f, const float** logits, cudaStream_t stream) {
+  const LayerArgs& args = f.args;
+  const int64_t candidates = args.pool.num_experts;
+  if (args.logits.data) {
+    *logits = static_cast<const float*>(args.logits.data);
+    if (args.logits.type == DType::f32 && args.logits.stride == candidates) return cudaSuccess;
+    *logits = f.work.logits;
+    return launch_widen(args.logits, routing_args(f), f.work.logits, stream);
+  }
+  *logits = f.work.logits;
+  LogitsArgs router = {
+      args.router_rows, args.tokens,  args.pool.shape.hidden, static_cast<int32_t>(candidates),
+      f.work.note,      f.work.logits};
+  if (args.normalize_input) {
+    const NormalizeArgs normalize = {args.router_rows,        args.tokens, args.pool.shape.hidden,
+                                     args.input_norm_epsilon, f.work.note, f.work.normalized};
+    if (const cudaError_t error = launch_normalize(normalize, stream); error != cudaSuccess)
+      return error;
+    router.rows = {f.work.normalized, DType::f32, args.pool.shape.hidden};
+  }
+  return launch_logits(router, stream);
+}
+
+TopKArgs topk_args(const Forward& f, const float* logits) {
+  const LayerArgs& args = f.args;
+  TopKArgs topk;
+  topk.rule = args.rule;
+  topk.rule.candidates = args.pool.num_experts;
+  topk.rule.top_k = args.top_k;
+  if (args.reader) {
+    if (args.reader->has_selection_bias) topk.rule.selection_bias = f.work.selection_bias;
+    if (args.reader->has_per_expert_scale) topk.rule.per_expert_scale = f.work.per_expert_scale;
+    if (args.rule.selection == Selection::token_lookup)
+      topk.token_experts = &f.work.note->table.block.token_experts;
+    topk.counts = &f.work.note->counts;
+  }
+  topk.logits = logits;
+  topk.tokens = args.tokens;
+  topk.mask = args.mask;
+  topk.token_ids = args.token_ids;
+  topk.valid_rows = f.valid_rows();
+  topk.ids = f.work.ids;
+  topk.weights = f.work.weights;
+  return topk;
+}
+
+PermuteArgs permute_args(const Forward& f) {
+  return {f.work.ids,   f.args.tokens,       f.args.top_k,     f.args.pool.num_experts,
+          f.slots(),    tile_tokens(f.size), f.work.row_token, f.work.row_of_pair,
+          f.work.tiles, f.work.tile_count};
+}
+
+cudaError_t enqueue_choice(const Forward& f, cudaStream_t stream) {
+  const LayerArgs& args = f.args;
+  if (args.ids_in) return launch_replay(routing_args(f), args.ids_in, args.weights_in, stream);
+  const float* logits = nullptr;
+  cudaError_t error = enqueue_logits(f, &logits, stream);
+  if (error != cudaSuccess) return error;
+  if (f.fused_choice) return launch_topk_permute(topk_args(f, logits), permute_args(f), stream);
+  error = launch_topk(topk_args(f, logits), stream);
+  if (error == cudaSuccess && args.capacity > 0)
+    error = launch_capacity(routing_args(f), args.capacity, stream);
+  return error;
+}
+
+// ---- experts
+
 // Token rows as the copy engine sees them.
 struct RowMaps {
-  bool gather;  // hidden rows are copied into permuted order first
+  bool gather;  // rows are copied into permuted order first
   CUtensorMap gathered, activated;
 };
 
-cudaError_t make_row_maps(const LayerArgs& args, const Workspace& work, TileClass size,
-                          RowMaps* out) {
-  const auto map = [&](const void* base, int64_t columns, CUtensorMap* to) {
-    const int64_t count = args.tokens * args.top_k;
-    return make_tensor_map({static_cast<const std::byte*>(base), columns, count, 1, columns * 2,
-                            count * columns * 2, 2},
-                           token_box(size), to);
-  };
+cudaError_t row_map(const void* base, int64_t columns, int64_t count, TileClass size,
+                    CUtensorMap* to) {
+  return make_tensor_map(
+      {static_cast<const std::byte*>(base), columns, count, 1, columns * 2, count * columns * 2, 2},
+      token_box(size), to);
+}
+
+cudaError_t make_row_maps(const Forward& f, RowMaps* out) {
+  const LayerArgs& args = f.args;
   out->gather = args.gather >= 0 ? args.gather
                                  : choose_gather(args.tokens, args.top_k, args.pool.num_experts);
-  out->gather |= !gathers(size);
-  const cudaError_t error = map(work.gathered, args.pool.shape.hidden, &out->gathered);
+  out->gather = (out->gather && !args.paged) || !gathers(f.size) || args.weights_on_input;
+  const cudaError_t error = row_map(f.work.gathered, f.width, f.pairs, f.size, &out->gathered);
   if (error != cudaSuccess) return error;
-  return map(work.activated, args.pool.sections.intermediate_stride, &out->activated);
+  return row_map(f.work.activated, args.pool.sections.intermediate_stride, f.pairs, f.size,
+                 &out->activated);
 }
 
-cudaError_t enqueue_routing(const LayerArgs& args, const Workspace& work, TileClass size,
-                            cudaStream_t stream) {
-  const int32_t experts = args.pool.num_experts;
-  TopKArgs topk;
-  topk.rule = args.rule;
-  topk.rule.candidates = experts;
-  topk.rule.top_k = args.top_k;
-  topk.logits = args.logits;
-  topk.tokens = args.tokens;
-  topk.ids = work.ids;
-  topk.weights = work.weights;
-  const PermuteArgs permute = {
-      work.ids,          args.tokens,    args.top_k,       experts,    args.pool.slot_of_expert,
-      tile_tokens(size), work.row_token, work.row_of_pair, work.tiles, work.tile_count};
-  if (args.tokens <= kMaxFusedTokens) return launch_topk_permute(topk, permute, stream);
-  if (const cudaError_t error = launch_topk(topk, stream); error != cudaSuccess) return error;
-  return launch_permute(permute, stream);
-}
-
-GroupedGemmArgs gate_up(const LayerArgs& args, const Workspace& work, const RowMaps& maps) {
-  const SlotSections& sections = args.pool.sections;
+// What both GEMMs of a network take, but for rows and output.
+GroupedGemmArgs gate_up(const Network& n) {
+  const SlotSections& sections = n.pool.sections;
   GroupedGemmArgs gemm = {};
-  gemm.weights = args.maps->gate_up;
-  gemm.weight_rows = 2 * sections.intermediate_stride;
-  gemm.depth = args.pool.shape.hidden;
-  gemm.tiles = work.tiles;
-  gemm.tile_count = work.tile_count;
+  gemm.weights = n.maps->gate_up;
+  gemm.weight_rows = (n.pool.shape.gated ? 2 : 1) * sections.intermediate_stride;
+  gemm.depth = sections.hidden_stride;
+  if (n.pool.shape.bias) gemm.bias = n.pool.base + sections.gate_up_bias;
+  gemm.slot_bytes = n.pool.slot_bytes;
+  gemm.out_stride = gemm.out_columns = sections.intermediate_stride;
+  gemm.activated = n.pool.shape.gated;
+  gemm.unary = !n.pool.shape.gated;
+  gemm.activation = n.activation;
+  gemm.alpha = n.alpha;
+  gemm.limit = n.limit;
+  return gemm;
+}
+
+GroupedGemmArgs down(const Network& n) {
+  const SlotSections& sections = n.pool.sections;
+  GroupedGemmArgs gemm = {};
+  gemm.weights = n.maps->down;
+  gemm.weight_rows = n.pool.shape.hidden;
+  gemm.depth = sections.intermediate_stride;
+  if (n.pool.shape.bias) gemm.bias = n.pool.base + sections.down_bias;
+  gemm.slot_bytes = n.pool.slot_bytes;
+  gemm.out_stride = gemm.out_columns = sections.hidden_stride;
+  gemm.weights_early = 1;
+  return gemm;
+}
+
+cudaError_t enqueue_gather(const Forward& f, cudaStream_t stream) {
+  if (!f.args.weights_on_input)
+    return launch_gather(
+        {f.rows, f.work.row_token, f.args.tokens, f.pairs, f.width, f.work.gathered}, stream);
+  CastRowsArgs cast;
+  cast.from = f.args.hidden;
+  cast.tokens = f.args.tokens;
+  cast.hidden = f.args.pool.shape.hidden;
+  cast.note = f.note();
+  cast.row_of_pair = f.work.row_of_pair;
+  cast.weights = f.work.weights;
+  cast.top_k = f.args.top_k;
+  cast.to = f.work.gathered;
+  cast.stride = f.width;
+  return launch_cast_rows(cast, stream);
+}
+
+cudaError_t enqueue_cast(const Forward& f, cudaStream_t stream) {
+  if (f.direct) return cudaSuccess;
+  CastRowsArgs cast;
+  cast.from = f.args.hidden;
+  cast.tokens = f.args.tokens;
+  cast.hidden = f.args.pool.shape.hidden;
+  cast.note = f.note();
+  cast.to = f.work.cast;
+  cast.stride = f.width;
+  return launch_cast_rows(cast, stream);
+}
+
+cudaError_t enqueue_routed(const Forward& f, cudaStream_t stream) {
+  const LayerArgs& args = f.args;
+  RowMaps maps;
+  cudaError_t error = make_row_maps(f, &maps);
+  if (error == cudaSuccess && !f.fused_choice) error = launch_permute(permute_args(f), stream);
+  if (error == cudaSuccess && maps.gather) error = enqueue_gather(f, stream);
+  if (error != cudaSuccess) return error;
+
+  const int64_t tiles = max_tiles(f.pairs, args.pool.num_experts, tile_tokens(f.size));
+  GroupedGemmArgs gemm = gate_up(args);
+  gemm.tiles = f.work.tiles;
+  gemm.tile_count = f.work.tile_count;
+  gemm.out = f.work.activated;
   if (maps.gather) {
     gemm.rows = maps.gathered;
   } else {
-    gemm.row_index = work.row_token;
-    gemm.row_base = reinterpret_cast<const std::byte*>(args.hidden);
-    gemm.row_bytes = args.pool.shape.hidden * 2;
+    gemm.row_index = f.work.row_token;
+    gemm.row_base = reinterpret_cast<const std::byte*>(f.rows);
+    gemm.row_bytes = f.width * 2;
   }
-  if (args.pool.shape.bias) gemm.bias = args.pool.base + sections.gate_up_bias;
-  gemm.slot_bytes = args.pool.slot_bytes;
-  gemm.out = work.activated;
-  gemm.out_stride = gemm.out_columns = sections.intermediate_stride;
-  gemm.activated = 1;
-  gemm.activation = args.activation;
-  gemm.alpha = args.alpha;
-  gemm.limit = args.limit;
-  return gemm;
+  error = launch_grouped_gemm_bf16(f.size, gemm, tiles, args.multiprocessors, stream);
+  if (error != cudaSuccess) return error;
+  gemm = down(args);
+  gemm.tiles = f.work.tiles;
+  gemm.tile_count = f.work.tile_count;
+  gemm.rows = maps.activated;
+  gemm.out = f.work.rows;
+  return launch_grouped_gemm_bf16(f.size, gemm, tiles, args.multiprocessors, stream);
 }
 
-GroupedGemmArgs down(const LayerArgs& args, const Workspace& work, const RowMaps& maps) {
-  const SlotSections& sections = args.pool.sections;
-  GroupedGemmArgs gemm = {};
-  gemm.weights = args.maps->down;
-  gemm.weight_rows = args.pool.shape.hidden;
-  gemm.depth = sections.intermediate_stride;
-  gemm.tiles = work.tiles;
-  gemm.tile_count = work.tile_count;
-  gemm.rows = maps.activated;
-  if (args.pool.shape.bias) gemm.bias = args.pool.base + sections.down_bias;
-  gemm.slot_bytes = args.pool.slot_bytes;
-  gemm.out = work.rows;
-  gemm.out_stride = gemm.out_columns = args.pool.shape.hidden;
-  gemm.weights_early = 1;
-  return gemm;
+// ---- the shared expert and the sum
+
+cudaError_t enqueue_shared(const Forward& f, cudaStream_t stream) {
+  const SharedNetwork& shared = *f.args.shared;
+  const int64_t tokens = f.args.tokens;
+  CUtensorMap rows, activated;
+  cudaError_t error = row_map(f.rows, f.width, tokens, f.shared_size, &rows);
+  if (error == cudaSuccess)
+    error = row_map(f.work.shared_activated, shared.pool.sections.intermediate_stride, tokens,
+                    f.shared_size, &activated);
+  if (error == cudaSuccess && shared.gated_by_row)
+    error = launch_shared_gate(
+        {f.args.hidden, tokens, f.args.pool.shape.hidden, f.work.note, f.work.shared_gate}, stream);
+  if (error != cudaSuccess) return error;
+
+  const int64_t tiles = max_tiles(tokens, 1, tile_tokens(f.shared_size));
+  GroupedGemmArgs gemm = gate_up(shared);
+  gemm.tiles = f.work.shared_tiles;
+  gemm.tile_count = f.work.shared_tile_count;
+  gemm.rows = rows;
+  gemm.out = f.work.shared_activated;
+  error = launch_grouped_gemm_bf16(f.shared_size, gemm, tiles, f.args.multiprocessors, stream);
+  if (error != cudaSuccess) return error;
+  gemm = down(shared);
+  gemm.tiles = f.work.shared_tiles;
+  gemm.tile_count = f.work.shared_tile_count;
+  gemm.rows = activated;
+  gemm.out = f.work.shared_rows;
+  return launch_grouped_gemm_bf16(f.shared_size, gemm, tiles, f.args.multiprocessors, stream);
+}
+
+cudaError_t enqueue_sum(const Forward& f, cudaStream_t stream) {
+  const LayerArgs& args = f.args;
+  CombineArgs sum;
+  sum.rows = f.work.rows;
+  sum.row_stride = f.width;
+  sum.row_of_pair = f.work.row_of_pair;
+  if (args.zero_experts > 0) sum.ids = f.work.ids;
+  sum.weights = f.work.weights;
+  sum.weights_on_input = args.weights_on_input;
+  sum.num_experts = args.pool.num_experts - args.zero_experts;
+  sum.tokens = args.tokens;
+  sum.top_k = args.top_k;
+  sum.hidden = args.pool.shape.hidden;
+  sum.routed_scale = args.routed_scale;
+  if (args.shared) {
+    sum.shared = f.work.shared_rows;
+    sum.shared_scale = args.shared->scale;
+    if (args.shared->gated_by_row) sum.shared_gate = f.work.shared_gate;
+  }
+  sum.from = args.hidden;
+  sum.out = args.out;
+  sum.accumulate = args.accumulate;
+  sum.note = f.note();
+  if (args.reader)
+    sum.finish = {args.paged ? nullptr : args.reader->counters, f.work.note, args.reader->report};
+  return launch_combine(sum, stream);
+}
+
+bool valid(const LayerArgs& args) {
+  if (args.pool.shape.element_bytes != 2) return false;
+  if (args.reader) return true;
+  const bool extras = args.shared || args.capacity > 0 || args.ids_in || args.weights_on_input;
+  return !extras && args.logits.type == DType::f32 && Forward(args).direct;
 }
 
 }  // namespace
@@ -133,7 +402,7 @@ cudaError_t make_pool_maps(const ExpertPool& pool, PoolMaps* out) {
   const int32_t bytes = pool.shape.element_bytes;
   const PoolMatrix gate_up = {pool.base + s.gate_up,
                               s.hidden_stride,
-                              2 * s.intermediate_stride,
+                              (pool.shape.gated ? 2 : 1) * s.intermediate_stride,
                               pool.slots,
                               s.hidden_stride * bytes,
                               pool.slot_bytes,
@@ -149,37 +418,40 @@ cudaError_t make_pool_maps(const ExpertPool& pool, PoolMaps* out) {
   return error == cudaSuccess ? make_tensor_map(down, kTileRows, &out->down) : error;
 }
 
-size_t layer_workspace_bytes(const SlotShape& shape, int64_t num_experts, int64_t tokens,
-                             int32_t top_k) {
-  return Workspace(nullptr, shape, num_experts, tokens, top_k).bytes;
+size_t layer_workspace_bytes(const LayerShape& shape, int64_t tokens, int32_t top_k) {
+  return Workspace(nullptr, shape, tokens, top_k).bytes;
+}
+
+cudaError_t enqueue_route(const LayerArgs& args, cudaStream_t stream) {
+  if (!valid(args)) return cudaErrorInvalidValue;
+  const Forward f(args);
+  cudaError_t error = enqueue_begin(f, stream);
+  if (error == cudaSuccess) error = enqueue_choice(f, stream);
+  if (error == cudaSuccess && args.ids_out)
+    error = launch_record(routing_args(f), args.ids_out, args.weights_out, stream);
+  if (error == cudaSuccess) error = enqueue_cast(f, stream);
+  if (error == cudaSuccess && args.paged) error = launch_leave(args.reader->counters, stream);
+  return error;
+}
+
+cudaError_t enqueue_experts(const LayerArgs& args, cudaStream_t stream) {
+  return enqueue_routed(Forward(args), stream);
+}
+
+cudaError_t enqueue_rest(const LayerArgs& args, cudaStream_t stream) {
+  const Forward f(args);
+  const cudaError_t error = args.shared ? enqueue_shared(f, stream) : cudaSuccess;
+  return error == cudaSuccess ? enqueue_sum(f, stream) : error;
 }
 
 cudaError_t enqueue_layer(const LayerArgs& args, cudaStream_t stream) {
-  const SlotShape& shape = args.pool.shape;
-  if (shape.hidden % 8 != 0 || shape.element_bytes != 2) return cudaErrorInvalidValue;
   if (args.tokens == 0) return cudaSuccess;
-  const int64_t pairs = args.tokens * args.top_k;
-  const int64_t experts = args.pool.num_experts;
-  const TileClass size = args.size >= 0 ? static_cast<TileClass>(args.size)
-                                        : choose_tile_class(args.tokens, args.top_k, experts);
-  const int64_t tiles = max_tiles(pairs, experts, tile_tokens(size));
-  const Workspace work(args.workspace, shape, experts, args.tokens, args.top_k);
-  const CombineArgs combine = {work.rows,  work.row_of_pair, work.weights, args.tokens,
-                               args.top_k, shape.hidden,     args.out,     nullptr};
-
-  RowMaps maps;
-  cudaError_t error = make_row_maps(args, work, size, &maps);
-  if (error == cudaSuccess) error = enqueue_routing(args, work, size, stream);
-  if (error == cudaSuccess && maps.gather)
-    error = launch_gather(
-        {args.hidden, work.row_token, args.tokens, pairs, shape.hidden, work.gathered}, stream);
-  if (error == cudaSuccess)
-    error = launch_grouped_gemm_bf16(size, gate_up(args, work, maps), tiles, args.multiprocessors,
-                                     stream);
-  if (error == cudaSuccess)
-    error =
-        launch_grouped_gemm_bf16(size, down(args, work, maps), tiles, args.multiprocessors, stream);
-  return error == cudaSuccess ? launch_combine(combine, stream) : error;
+  cudaError_t error = enqueue_route(args, stream);
+  if (error == cudaSuccess) error = enqueue_experts(args, stream);
+  return error == cudaSuccess ? enqueue_rest(args, stream) : error;
 }
+
+int32_t* workspace_slots(const LayerArgs& args) { return Forward(args).work.slots; }
+const int32_t* workspace_ids(const LayerArgs& args) { return Forward(args).work.ids; }
 
 }  // namespace moe::cuda

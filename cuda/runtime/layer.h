@@ -1,4 +1,4 @@
-// One layer on the GPU, from logits to output: which kernels, in which order, over which workspace.
+// One layer on the GPU, from rows to output: which kernels, in which order, over which workspace.
 #pragma once
 
 #include <cstddef>
@@ -11,6 +11,8 @@
 #include "gemm/grouped_gemm.h"
 #include "gemm/layout.h"
 #include "router/select.h"
+#include "runtime/note.h"
+#include "runtime/rows.h"
 
 namespace moe::cuda {
 
@@ -21,8 +23,8 @@ struct ExpertPool {
   int64_t slot_bytes = 0;  // at least sections.bytes
   SlotShape shape;
   SlotSections sections;
-  const int32_t* slot_of_expert = nullptr;  // (num_experts) on the device
-  int32_t num_experts = 0;
+  const int32_t* slot_of_expert = nullptr;  // (num_experts) on the device; null: a table says it
+  int32_t num_experts = 0;                  // candidates: zero experts count, and have no slot
 };
 
 // How the copy engine sees a pool.
@@ -32,32 +34,93 @@ struct PoolMaps {
 };
 cudaError_t make_pool_maps(const ExpertPool& pool, PoolMaps* out);
 
-struct LayerArgs {
+// What the experts of a pool compute.
+struct Network {
   ExpertPool pool;
   const PoolMaps* maps = nullptr;  // host memory, read during the call
-  int32_t activation = 0;          // moe::Activation, gated
+  int32_t activation = 0;          // moe::Activation
   float alpha = 0, limit = 0;
+};
+
+// The expert that sees every row.
+struct SharedNetwork : Network {
+  bool gated_by_row = false;  // scaled by sigmoid(shared_gate . row)
+  float scale = 1;
+};
+
+// What a table's reader adds to the kernels' work; absent where a test gives slots and logits.
+struct TableReader {
+  EpochCounters* counters = nullptr;         // of the context
+  const DeviceTable* const* cell = nullptr;  // of the layer
+  ForwardReport* report = nullptr;           // pinned, or null
+  const int64_t* valid_rows = nullptr;       // on the device, or null: all
+  bool has_selection_bias = false;           // what the table's block holds
+  bool has_per_expert_scale = false;
+};
+
+struct LayerArgs : Network {
+  const SharedNetwork* shared = nullptr;  // or null
+  const TableReader* reader = nullptr;    // or null: pool.slot_of_expert and logits are given
 
   int64_t tokens = 0;
   int32_t top_k = 0;
   // How experts are chosen; candidates and top_k are set from the above.
   rule::Rule rule = {.weighting = Weighting::softmax_of_selected_logits};
-  const __nv_bfloat16* hidden = nullptr;  // (tokens, hidden); hidden is a multiple of 8
-  const float* logits = nullptr;          // (tokens, num_experts)
-  __nv_bfloat16* out = nullptr;           // (tokens, hidden)
+  int32_t zero_experts = 0;  // the last of the candidates
+  int64_t capacity = 0;      // rows per expert; 0: any
+  bool weights_on_input = false;
+  bool normalize_input = false;  // of the router
+  float input_norm_epsilon = 0;
+  float routed_scale = 1;
+
+  Rows hidden;      // (tokens, hidden)
+  MutableRows out;  // (tokens, hidden)
+  bool accumulate = false;
+
+  // Where the routing comes from: these ids and weights; these logits; or the router on these rows.
+  const int32_t* ids_in = nullptr;     // (tokens, top_k)
+  const float* weights_in = nullptr;   // ditto
+  Rows logits;                         // (tokens, candidates)
+  Rows router_rows;                    // (tokens, hidden)
+  const uint8_t* mask = nullptr;       // (tokens, candidates), or null
+  const int64_t* token_ids = nullptr;  // (tokens), or null
+  int32_t* ids_out = nullptr;          // (tokens, top_k), or null
+  float* weights_out = nullptr;        // ditto
 
   std::byte* workspace = nullptr;  // layer_workspace_bytes(), aligned to 256 bytes
   int multiprocessors = 0;
+
+  // Experts come in waves, each with slots of its own: see enqueue_experts().
+  bool paged = false;
 
   // For measurements; -1 chooses.
   int32_t size = -1;    // TileClass
   int32_t gather = -1;  // 1: copy the rows of `hidden` into permuted order first
 };
 
-size_t layer_workspace_bytes(const SlotShape& shape, int64_t num_experts, int64_t tokens,
-                             int32_t top_k);
+// What the size of a workspace depends on, beside tokens and top_k.
+struct LayerShape {
+  SlotShape routed;
+  int64_t num_experts = 0;  // candidates
+  SlotShape shared;         // hidden 0: none
+  bool from_table = false;  // there is a TableReader
+  bool normalize_input = false;
+  bool weights_on_input = false;
+  bool paged = false;
+};
+size_t layer_workspace_bytes(const LayerShape& shape, int64_t tokens, int32_t top_k);
 
 // Enqueues the layer; never waits. cudaErrorInvalidValue for a shape that no kernel serves.
 cudaError_t enqueue_layer(const LayerArgs& args, cudaStream_t stream);
+
+// The same in three parts, for a layer whose experts are not all there: route, which leaves the
+// epoch (leases protect what waves use), then any number of waves, then the rest. A wave computes
+// the pairs whose experts have a slot in `slots` (candidates) of workspace_slots(), which the
+// caller writes between.
+cudaError_t enqueue_route(const LayerArgs& args, cudaStream_t stream);
+cudaError_t enqueue_experts(const LayerArgs& args, cudaStream_t stream);
+cudaError_t enqueue_rest(const LayerArgs& args, cudaStream_t stream);
+int32_t* workspace_slots(const LayerArgs& args);      // (candidates), on the device
+const int32_t* workspace_ids(const LayerArgs& args);  // (tokens, top_k), on the device
 
 }  // namespace moe::cuda

@@ -8,8 +8,12 @@
 namespace moe {
 namespace {
 
-// Rows of `columns` floats on the CPU, dense within a row.
-Status check_rows(const char* name, const TensorView& view, int64_t columns) {
+std::string name_of(Device device) {
+  return device.kind == DeviceKind::cpu ? "the CPU" : fmt::format("cuda:{}", device.index);
+}
+
+// Rows of `columns` floats on `device`, dense within a row.
+Status check_rows(const char* name, const TensorView& view, int64_t columns, Device device) {
   if (view.shape.rank != 2 || view.strides.rank != 2)
     return invalid_argument({}, "{} has {} axes; it must be (tokens, {})", name, view.shape.rank,
                             columns);
@@ -19,9 +23,9 @@ Status check_rows(const char* name, const TensorView& view, int64_t columns) {
   if (view.dtype != DType::f32 && view.dtype != DType::bf16 && view.dtype != DType::f16)
     return invalid_argument({}, "{} is {}; it must be f32, bf16 or f16", name,
                             to_string(view.dtype));
-  if (view.device.kind != DeviceKind::cpu)
-    return invalid_argument({}, "{} is on cuda:{} but this model runs on the CPU", name,
-                            view.device.index);
+  if (view.device != device)
+    return invalid_argument({}, "{} is on {} but this model runs on {}", name, name_of(view.device),
+                            name_of(device));
   if (view.shape[0] == 0) return {};
   if (!view.data) return invalid_argument({}, "{} is null with {} rows", name, view.shape[0]);
   if (view.strides[1] != 1 || (view.shape[0] > 1 && view.strides[0] < columns))
@@ -67,9 +71,9 @@ Status check_routing(const char* name, const Routing& routing, int64_t tokens, i
 }  // namespace
 
 Status check_forward(const LayerSpec& spec, const TensorView& hidden, const MutableTensorView& out,
-                     const ForwardOptions& options, int64_t* rows) {
-  MOE_RETURN_IF_ERROR(check_rows("hidden", hidden, spec.hidden()));
-  MOE_RETURN_IF_ERROR(check_rows("out", out, spec.hidden()));
+                     const ForwardOptions& options, Device device, int64_t* rows) {
+  MOE_RETURN_IF_ERROR(check_rows("hidden", hidden, spec.hidden(), device));
+  MOE_RETURN_IF_ERROR(check_rows("out", out, spec.hidden(), device));
   const int64_t tokens = hidden.shape[0];
   if (out.shape[0] != tokens)
     return invalid_argument({}, "out has {} rows but hidden has {}", out.shape[0], tokens);
@@ -85,13 +89,13 @@ Status check_forward(const LayerSpec& spec, const TensorView& hidden, const Muta
   if (options.routing_out)
     MOE_RETURN_IF_ERROR(check_routing("routing_out", *options.routing_out, tokens, top_k));
   if (options.router_logits.data) {
-    MOE_RETURN_IF_ERROR(check_rows("router_logits", options.router_logits, candidates));
+    MOE_RETURN_IF_ERROR(check_rows("router_logits", options.router_logits, candidates, device));
     if (options.router_logits.shape[0] != tokens)
       return invalid_argument({}, "router_logits has {} rows but hidden has {}",
                               options.router_logits.shape[0], tokens);
   }
   if (options.router_input.data) {
-    MOE_RETURN_IF_ERROR(check_rows("router_input", options.router_input, spec.hidden()));
+    MOE_RETURN_IF_ERROR(check_rows("router_input", options.router_input, spec.hidden(), device));
     if (options.router_input.shape[0] != tokens)
       return invalid_argument({}, "router_input has {} rows but hidden has {}",
                               options.router_input.shape[0], tokens);
@@ -104,7 +108,7 @@ Status check_forward(const LayerSpec& spec, const TensorView& hidden, const Muta
     return invalid_argument({}, "deadline_ns is {}; it must not be negative", options.deadline_ns);
 
   *rows = tokens;
-  if (options.valid_rows) {
+  if (options.valid_rows && device.kind == DeviceKind::cpu) {
     if (*options.valid_rows < 0 || *options.valid_rows > tokens)
       return invalid_argument({}, "*valid_rows is {} but hidden has {} rows", *options.valid_rows,
                               tokens);

@@ -5,8 +5,9 @@
 
 namespace moe {
 
-// `rows` receives the rows to compute: those of `hidden`, or *options.valid_rows.
+// `rows` receives the rows to compute: those of `hidden`, or on the CPU *options.valid_rows; what
+// lies on a GPU is not looked at.
 Status check_forward(const LayerSpec& spec, const TensorView& hidden, const MutableTensorView& out,
-                     const ForwardOptions& options, int64_t* rows);
+                     const ForwardOptions& options, Device device, int64_t* rows);
 
 }  // namespace moe

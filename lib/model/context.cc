@@ -25,6 +25,7 @@ namespace {
 
 // Of the layer that needs most.
 size_t most_bytes(const Model::Impl& model, int64_t tokens) {
+  if (model.device) return model.device->workspace_bytes(tokens);
   size_t bytes = 0;
   for (const auto& layer : model.store->impl()->layers) {
     const BatchShape batch{tokens, layer->spec.router.top_k,
@@ -54,6 +55,11 @@ Result<Context> Context::create(const Model& model, const ContextOptions& option
       return invalid_argument({}, "the stream is not on the model's device");
     auto impl = std::make_unique<Impl>(*model.impl());
     impl->stream = options.stream;
+    if (model.impl()->device) {
+      MOE_ASSIGN_OR_RETURN(impl->device,
+                           model.impl()->device->make_context(options.stream, options.max_tokens));
+      return Context(std::move(impl));
+    }
     MOE_ASSIGN_OR_RETURN(
         impl->buffer,
         Buffer::allocate(model.impl()->services.memory(),

@@ -72,9 +72,23 @@ Status Model::Impl::forward(Context::Impl& context, int32_t layer, const TensorV
   StoreLayer* found = inner.find(layer);
   if (!found) return no_such_layer(layer, inner.specs);
   int64_t rows = 0;
-  MOE_RETURN_IF_ERROR(check_forward(found->spec, hidden, out, options, &rows));
+  MOE_RETURN_IF_ERROR(check_forward(found->spec, hidden, out, options, store->device(), &rows));
 
   const int32_t top_k = options.top_k > 0 ? options.top_k : found->spec.router.top_k;
+  const int64_t limit = options.deadline_ns > 0 ? options.deadline_ns : kDefaultDeadlineNs;
+  if (device) {
+    if (rows == 0) return {};
+    MOE_RETURN_IF_ERROR(device->forward(*context.device, {.layer = *found,
+                                                          .hidden = hidden,
+                                                          .out = out,
+                                                          .options = options,
+                                                          .top_k = top_k,
+                                                          .wave = context.wave,
+                                                          .experts = context.experts,
+                                                          .deadline_at_ns = start + limit}));
+    counters[found->index]->add({.rows = rows}, {}, services.clock().now_ns() - start);
+    return {};
+  }
   LayerForward f{.store = inner,
                  .layer = *found,
                  .reader = context.reader,
@@ -87,7 +101,6 @@ Status Model::Impl::forward(Context::Impl& context, int32_t layer, const TensorV
                  .out = rows_of(out, 0, rows),
                  .options = options,
                  .top_k = top_k};
-  const int64_t limit = options.deadline_ns > 0 ? options.deadline_ns : kDefaultDeadlineNs;
   f.deadline_at_ns = start + limit;
   if (rows > 0) {
     MOE_ASSIGN_OR_RETURN(
@@ -139,6 +152,9 @@ Result<std::unique_ptr<Model::Impl>> with_store(std::unique_ptr<Model::Impl> imp
   impl->options.device = store->device();
   for (const LayerSpec& spec : store->layers())
     impl->counters.push_back(std::make_unique<LayerCounters>(spec.layer, spec.router.candidates()));
+  if (store->device().kind == DeviceKind::cuda) {
+    MOE_ASSIGN_OR_RETURN(impl->device, make_cuda_model(*store->impl(), impl->options));
+  }
   return impl;
 }
 
@@ -207,6 +223,10 @@ Status Model::forward(int32_t layer, const TensorView& hidden, const MutableTens
   const Place place{.layer = layer, .phase = Phase::compute};
   const InFlight in_flight(impl_->in_flight);
   Status status = guarded(place, [&]() -> Status {
+    if (impl_->device)
+      return error(StatusCode::failed_precondition, {},
+                   "a model on a GPU needs a context with a stream: Context::create(model, "
+                   "{{.stream = cuda_stream(...)}})");
     auto context = impl_->borrow_context();
     Status inner = impl_->forward(*context, layer, hidden, out, options);
     impl_->return_context(std::move(context));

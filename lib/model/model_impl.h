@@ -10,6 +10,7 @@
 #include "core/buffer.h"
 #include "core/services.h"
 #include "metrics/counters.h"
+#include "model/device_model.h"
 #include "model/workspace.h"
 #include "moe/model.h"
 #include "store/forward_experts.h"
@@ -30,6 +31,7 @@ struct Context::Impl {
   ForwardExperts experts;
   Stream stream;
   Buffer buffer;
+  std::unique_ptr<DeviceContext> device;  // null: the CPU
 };
 
 struct Model::Impl {
@@ -47,6 +49,7 @@ struct Model::Impl {
   ExpertStore* store = nullptr;
   ModelOptions options;
   Services services;
+  std::unique_ptr<DeviceModel> device;                   // null: the CPU
   std::vector<std::unique_ptr<LayerCounters>> counters;  // parallel to store layers
   std::atomic<int64_t> errors{0};
   std::atomic<int64_t> in_flight{0};

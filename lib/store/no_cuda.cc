@@ -6,7 +6,7 @@ namespace moe {
 
 Result<std::unique_ptr<StoreDevice>> open_cuda_store(int32_t index, size_t, const Services&) {
   return error(StatusCode::unimplemented, {.phase = Phase::plan},
-               "stores on cuda:{} are not part of this build", index);
+               "cuda:{} was asked for, but this build has no CUDA; build with MOE_CUDA=ON", index);
 }
 
 }  // namespace moe

@@ -139,10 +139,10 @@ struct ExpertStore::Impl {
   const WeightSource& source;
   ExpertStoreOptions options;
   Services services;
+  std::unique_ptr<StoreDevice> device;                // null: the CPU; outlives its copies below
   std::vector<LayerSpec> specs;                       // ascending in layer
   std::vector<std::unique_ptr<StoreLayer>> layers;    // parallel to specs
   std::vector<std::unique_ptr<ExpertGemm>> backends;  // made here; Compute points to them
-  std::unique_ptr<StoreDevice> device;                // null: the CPU
   EpochReaders readers;
   FifoGate gate;  // one wave is planned and loaded at a time
 

@@ -66,7 +66,8 @@ class Fixture {
         hidden(p.tokens * p.hidden),
         logits(random_logits()),
         out(p.tokens * p.hidden),
-        workspace_(int64_t(layer_workspace_bytes(pool.shape, p.experts, p.tokens, p.top_k))) {
+        workspace_(int64_t(layer_workspace_bytes({.routed = pool.shape, .num_experts = p.experts},
+                                                 p.tokens, p.top_k))) {
     pool.base = memory_.data();
     pool.slot_of_expert = slots_.data();
     MOE_CHECK(moe::cuda::test::fill_pool(pool, memory_.data(), seed));
@@ -84,9 +85,9 @@ class Fixture {
     args.limit = 1.5f;
     args.tokens = p.tokens;
     args.top_k = p.top_k;
-    args.hidden = hidden.data();
-    args.logits = logits.data();
-    args.out = out.data();
+    args.hidden = {hidden.data(), moe::DType::bf16, p.hidden};
+    args.logits = {logits.data(), moe::DType::f32, p.experts};
+    args.out = {out.data(), moe::DType::bf16, p.hidden};
     args.workspace = workspace_.data();
     MOE_CHECK(cudaDeviceGetAttribute(&args.multiprocessors, cudaDevAttrMultiProcessorCount, 0));
     args.size = p.size;

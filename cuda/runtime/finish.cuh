@@ -1,0 +1,27 @@
+// The end of a forward, inside its last kernel.
+#pragma once
+
+#include "moe/model.h"
+#include "runtime/note.h"
+
+namespace moe::cuda {
+
+// By one thread, after wait_for_previous_kernel(): by then nothing reads the table any more.
+__device__ inline void finish(const Finish& args) {
+  if (args.report) {
+    const ForwardNote& note = *args.note;
+    ForwardReport report;
+    report.epoch = note.table.epoch;
+    report.rows = note.rows;
+    report.nonfinite_rows = note.counts.nonfinite_rows;
+    report.short_rows = note.counts.short_rows;
+    report.dropped = note.counts.dropped;
+    report.error = note.error;
+    *args.report = report;
+  }
+  if (!args.counters) return;
+  __threadfence_system();
+  *static_cast<volatile uint64_t*>(&args.counters->exited) = args.counters->entered;
+}
+
+}  // namespace moe::cuda
