@@ -2,6 +2,8 @@
 
 #include <random>
 
+#include "gpu.h"
+
 namespace moe::cli {
 
 Batch random_batch(const WeightSource& source, const LayerSpec& layer, int64_t rows,
@@ -22,6 +24,7 @@ Batch random_batch(const WeightSource& source, const LayerSpec& layer, int64_t r
 }
 
 Status forward(Model& model, const LayerSpec& layer, Batch& batch) {
+  if (model.store().device().kind == DeviceKind::cuda) return forward_on_gpu(model, layer, batch);
   batch.top_k = layer.router.top_k;
   batch.out.resize(batch.hidden.size());
   batch.ids.resize(static_cast<size_t>(batch.rows * batch.top_k));

@@ -10,6 +10,7 @@
 
 #include "batch.h"
 #include "commands.h"
+#include "gpu.h"
 #include "json.h"
 #include "machine.h"
 #include "names.h"
@@ -24,7 +25,8 @@ constexpr int kSamples = 7;  // forwards per point, with a sample of each limit 
 struct Options {
   SpecOptions spec;
   std::string checkpoint;
-  std::string gemm;
+  std::string gemm, device = "cpu";
+  bool no_shared = false;
   std::vector<int64_t> tokens = {1, 4, 16, 64, 256};
   int threads = 0;
   bool json = false;
@@ -167,9 +169,73 @@ Result<std::unique_ptr<WeightSource>> open_source(const Options& options) {
   return make_synthetic(*copies);
 }
 
+// As on the CPU, but one copy of the layer: a graph's rows and routings differ instead.
+Result<std::unique_ptr<WeightSource>> open_gpu_source(const Options& options) {
+  if (!options.checkpoint.empty()) return open_source(options);
+  SyntheticSpec spec = make_spec(options.spec);
+  if (!options.spec.layers) spec.layers = 1;
+  return make_synthetic(spec);
+}
+
+void print_gpu(const std::string& like, const Options& options, const GpuLimits& limits,
+               const std::vector<GpuPoint>& points) {
+  const auto fraction = [&](const GpuPoint& p) {
+    const double floor = std::max(p.bytes / limits.read_bytes,
+                                  limits.bf16_flops > 0 ? p.flops / limits.bf16_flops : 0.0);
+    return 1e6 * floor / p.us;
+  };
+  if (options.json) {
+    Json json;
+    json.value("device", options.device).value("shared", !options.no_shared).object("limits");
+    json.value("read_gbs", limits.read_bytes / 1e9);
+    json.value("bf16_tflops", limits.bf16_flops / 1e12).end().array("points");
+    for (const GpuPoint& p : points) {
+      json.object().value("like", like).value("tokens", p.tokens).value("us", p.us);
+      json.value("us_min", p.us_min).value("us_max", p.us_max);
+      json.value("tflops", p.flops / p.us / 1e6).value("gbs", p.bytes / p.us / 1e3);
+      json.value("roofline_fraction", fraction(p)).end();
+    }
+    return json.print();
+  }
+  fmt::print("{} on {}{}; limits: read {:.2f} TB/s, cuBLASLt bf16 {:.0f} TFLOP/s (0: not found)\n",
+             like, options.device, options.no_shared ? ", no shared experts" : "",
+             limits.read_bytes / 1e12, limits.bf16_flops / 1e12);
+  fmt::print("{:>8} {:>12} {:>23} {:>10} {:>10} {:>10}\n", "tokens", "us", "least .. most",
+             "TFLOP/s", "GB/s", "of limit");
+  for (const GpuPoint& p : points)
+    fmt::print("{:>8} {:>12.1f} {:>10.1f} .. {:>9.1f} {:>10.2f} {:>10.0f} {:>8.1f} %\n", p.tokens,
+               p.us, p.us_min, p.us_max, p.flops / p.us / 1e6, p.bytes / p.us / 1e3,
+               100 * fraction(p));
+}
+
+Status bench_gpu(const Options& options, Device device, const std::string& like) {
+  const Result<std::unique_ptr<WeightSource>> source = open_gpu_source(options);
+  if (!source.ok()) return source.status();
+  ProgressBar bar("loading weights");
+  Result<Model> model = Model::create(**source, {.device = device,
+                                                 .gemm = options.gemm,
+                                                 .progress = ProgressBar::update,
+                                                 .progress_argument = &bar});
+  if (!model.ok()) return model.status();
+  const Result<GpuLimits> limits = gpu_limits(device.index);
+  if (!limits.ok()) return limits.status();
+  const GpuBench asked{device.index, !options.no_shared};
+  std::vector<GpuPoint> points;
+  for (const int64_t tokens : options.tokens) {
+    Result<GpuPoint> point = bench_on_gpu(**source, *model, asked, tokens);
+    if (!point.ok()) return point.status();
+    points.push_back(*point);
+  }
+  print_gpu(like, options, *limits, points);
+  return {};
+}
+
 Status bench(Options& options) {
   if (options.checkpoint.empty() && options.spec.like.empty()) options.spec.like = "olmoe-1b-7b";
   const std::string like = options.checkpoint.empty() ? options.spec.like : options.checkpoint;
+  const Device device = parse_device(options.device);
+  if (device.kind == DeviceKind::cuda) return bench_gpu(options, device, like);
+  if (options.no_shared) wrong_usage("--no-shared goes with --device cuda:N");
   const Result<std::unique_ptr<WeightSource>> opened = open_source(options);
   if (!opened.ok()) return opened.status();
   const WeightSource& source = **opened;
@@ -214,6 +280,9 @@ void add_bench(CLI::App& app, Global& global) {
       ->delimiter(',')
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
+  command->add_option("--device", options->device, "cpu or cuda:N")->capture_default_str();
+  command->add_flag("--no-shared", options->no_shared,
+                    "GPU: leave shared experts out, as others' figures do");
   command->add_option("--backend", options->gemm, "Expert backend to force; see moe info");
   command->add_option("--threads", options->threads, "0: one per core")
       ->check(CLI::NonNegativeNumber);
