@@ -92,6 +92,7 @@ class MOE_API ExpertGemm {
                                  int concurrency) const noexcept = 0;
 
   // Computes batch.out. A row's bits depend on nothing but that row and its expert's slot.
+  // A backend of a GPU answers unimplemented: Model::forward drives it from the device's table.
   virtual Status run(const ExpertSpec& spec, const ExpertBatch& batch) const = 0;
 };
 

@@ -28,7 +28,8 @@ enum class Execution : int32_t {
   sequential,  // one expert after another with one expert's workspace; the same bits
 };
 
-// How a model is loaded and run.
+// How a model is loaded and run. On a GPU a forward only enqueues, and may be captured in a graph,
+// unless expert_memory makes it wait for experts.
 struct ModelOptions {
   Device device = {};  // where the layers are computed
 
@@ -73,7 +74,8 @@ struct ForwardReport {
   int64_t combine_ns = 0;  // the weighted sum
 };
 
-// All optional.
+// All optional. Arrays lie where the model computes: on a GPU they are device memory, read and
+// written when the stream comes to it.
 struct ForwardOptions {
   int32_t top_k = 0;                     // 0: the model's
   const uint8_t* expert_mask = nullptr;  // (tokens, candidates), 1 = allowed
@@ -107,6 +109,7 @@ struct ContextOptions {
 };
 
 // Workspace of forwards on one stream or captured graph. Movable; never used by two calls at once.
+// A context with which a graph was captured does not grow: set ContextOptions::max_tokens.
 // Grows on the first larger batch, so that later forwards allocate nothing.
 class MOE_API Context {
  public:

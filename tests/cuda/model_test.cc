@@ -8,6 +8,7 @@
 
 #include "catch.h"
 #include "cuda/buffer.h"
+#include "cuda/plain_bf16.h"
 #include "model/random_model.h"
 #include "moe/cuda.h"
 #include "moe/moe.h"
@@ -96,13 +97,14 @@ struct Golden {
 };
 
 struct GoldenRun {
-  Error error;
+  Error error;  // of all rows against the fp32 answer
+  Error plain;  // of plain bf16
   int blocks = 0;
 };
 
-void run_block(Model& model, Context& context, int32_t layer, const Golden& golden,
-               const std::string& x, const std::string& y, const std::string& routing_prefix,
-               GoldenRun& run) {
+void run_block(const WeightSource& source, Model& model, Context& context, int32_t layer,
+               const Golden& golden, const std::string& x, const std::string& y,
+               const std::string& routing_prefix, GoldenRun& run) {
   INFO("layer " << layer << " " << x);
   const int64_t rows = golden.tensors.at(x).shape[0], hidden = golden.tensors.at(x).shape[1];
   const int32_t top_k = must(model.layer(layer)).router.top_k;
@@ -114,7 +116,13 @@ void run_block(Model& model, Context& context, int32_t layer, const Golden& gold
                      {out.data(), DType::f32, {rows, hidden}, kGpu}, {.routing_out = &routing}));
   MOE_CHECK(cudaDeviceSynchronize());
   const auto got = out.host(), wanted = golden.read<float>(y);
-  for (size_t i = 0; i < wanted.size(); ++i) run.error.add(got[i], wanted[i]);
+  std::vector<float> plain;
+  test::plain_bf16_block(source, must(model.layer(layer)), golden.read<float>(x), ids.host(),
+                         weights.host(), &plain);
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    run.error.add(got[i], wanted[i]);
+    run.plain.add(plain[i], wanted[i]);
+  }
   ++run.blocks;
   if (!golden.has(routing_prefix + "topk_ids")) return;
   const auto want_ids = golden.read<int64_t>(routing_prefix + "topk_ids");
@@ -141,6 +149,7 @@ void run_folder(const std::string& folder, int families) {
     ++seen;
     const std::string name = entry.path().filename().string();
     INFO(name);
+    const Checkpoint source = must(Checkpoint::open(entry.path().string()));
     Model model = must(Model::load(entry.path().string(), {.device = kGpu}));
     Context context = must(Context::create(model, {.stream = cuda_stream(stream.stream)}));
     const Golden golden(entry.path() / "golden.safetensors");
@@ -148,20 +157,21 @@ void run_folder(const std::string& folder, int families) {
     for (const LayerSpec& spec : model.layers()) {
       const std::string prefix = "layers." + std::to_string(spec.layer) + ".";
       if (golden.has(prefix + "input"))
-        run_block(model, context, spec.layer, golden, prefix + "input", prefix + "output", prefix,
-                  run);
+        run_block(source, model, context, spec.layer, golden, prefix + "input", prefix + "output",
+                  prefix, run);
       for (const auto& [tensor, unused] : golden.tensors)
         if (tensor.rfind(prefix + "x", 0) == 0 &&
             tensor.find('.', prefix.size()) == std::string::npos) {
           std::string answer = tensor;
           answer[prefix.size()] = 'y';
-          run_block(model, context, spec.layer, golden, tensor, answer, tensor + ".", run);
+          run_block(source, model, context, spec.layer, golden, tensor, answer, tensor + ".", run);
         }
     }
-    std::printf("golden %s/%s: %d blocks, error %.2e\n", folder.c_str(), name.c_str(), run.blocks,
-                run.error.relative());
+    std::printf("golden %s/%s: %d blocks, error %.2e, plain bf16 %.2e\n", folder.c_str(),
+                name.c_str(), run.blocks, run.error.relative(), run.plain.relative());
     CHECK(run.blocks >= 3);
     CHECK(run.error.relative() < 1e-2);
+    CHECK(run.error.relative() < 2 * run.plain.relative());
   }
   CHECK(seen == families);
 }
@@ -257,7 +267,7 @@ TEST_CASE("forward on the GPU equals the CPU on random layers", "[cuda][mission-
   }
 }
 
-TEST_CASE("masks, logits, valid rows and other rows for the router on the GPU", "[cuda]") {
+TEST_CASE("masks, logits, valid rows and other rows for the router on the GPU", "[cuda][small]") {
   if (!have_gpu()) return skip(kNoGpu);
   Random random(test::seed());
   const OwnStream stream;
@@ -297,7 +307,7 @@ TEST_CASE("masks, logits, valid rows and other rows for the router on the GPU", 
   }
 }
 
-TEST_CASE("out may be hidden itself on the GPU", "[cuda]") {
+TEST_CASE("out may be hidden itself on the GPU", "[cuda][small]") {
   if (!have_gpu()) return skip(kNoGpu);
   Random random(test::seed());
   const OwnStream stream;
@@ -315,7 +325,7 @@ TEST_CASE("out may be hidden itself on the GPU", "[cuda]") {
   CHECK(distance(rows.host(), want, 33) < 1.5e-2);
 }
 
-TEST_CASE("the report comes with the stream on the GPU", "[cuda][mission-36]") {
+TEST_CASE("the report comes with the stream on the GPU", "[cuda][small][mission-36]") {
   if (!have_gpu()) return skip(kNoGpu);
   Random random(test::seed());
   const OwnStream stream;
