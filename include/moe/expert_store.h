@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -44,6 +45,9 @@ struct ExpertStoreOptions {
   std::string eviction;                       // name of a policy; empty: the default
   EvictionPolicy* eviction_policy = nullptr;  // host's own; needs experts of one size
   int32_t io_threads = 4;                     // reads at once while paging
+
+  // How experts are kept; empty: as the source has them. int8 and int4 quantise while they load.
+  std::optional<Format> format;
 
   std::vector<int32_t> layers;              // empty: all of the source's
   std::string gemm;                         // name of the backend whose layout the slots have

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -39,6 +40,10 @@ struct ModelOptions {
   size_t expert_memory = 0;
   std::string eviction;                       // ignored while everything is resident
   EvictionPolicy* eviction_policy = nullptr;  // host's own; not owned, must outlive the model
+
+  // How experts are kept; empty: as the source has them. int8 and int4 quantise while they load, so
+  // that a bf16 model takes half or a quarter of its memory. Ignored over a store that is given.
+  std::optional<Format> format;
 
   // Layer indices to load. Empty: all MoE layers.
   std::vector<int32_t> layers;

@@ -15,9 +15,10 @@ namespace {
 
 constexpr int64_t kSpareSlots = 2;  // of each size class; committed when first needed
 
-// The specs of `wanted` (all if empty), or invalid_argument.
+// The specs of `wanted` (all if empty), or invalid_argument; experts in `format` if it is given.
 Result<std::vector<LayerSpec>> choose_layers(const WeightSource& source,
-                                             const std::vector<int32_t>& wanted) {
+                                             const std::vector<int32_t>& wanted,
+                                             const std::optional<Format>& format) {
   std::vector<LayerSpec> chosen;
   for (const LayerSpec& spec : source.layers())
     if (wanted.empty() || std::find(wanted.begin(), wanted.end(), spec.layer) != wanted.end())
@@ -29,7 +30,11 @@ Result<std::vector<LayerSpec>> choose_layers(const WeightSource& source,
                               source.name());
   if (chosen.empty())
     return invalid_argument({.file = source.name()}, "{} has no MoE layers", source.name());
-  for (const LayerSpec& spec : chosen) MOE_RETURN_IF_ERROR(validate(spec));
+  for (LayerSpec& spec : chosen) {
+    if (format) spec.expert.format = *format;
+    if (format && spec.shared) spec.shared->expert.format = *format;
+    MOE_RETURN_IF_ERROR(validate(spec));
+  }
   return chosen;
 }
 
@@ -288,7 +293,7 @@ Result<std::unique_ptr<ExpertStore::Impl>> ExpertStore::Impl::open(
   return guarded(place, [&]() -> Result<std::unique_ptr<Impl>> {
     MOE_ASSIGN_OR_RETURN(auto services, Services::resolve(options.host));
     auto impl = std::make_unique<Impl>(source, options, std::move(services));
-    MOE_ASSIGN_OR_RETURN(impl->specs, choose_layers(source, options.layers));
+    MOE_ASSIGN_OR_RETURN(impl->specs, choose_layers(source, options.layers, options.format));
     if (make_device) {
       MOE_ASSIGN_OR_RETURN(impl->device,
                            make_device(options.device.index, impl->specs.size(), impl->services));

@@ -77,9 +77,10 @@ void check_conforms(const ExpertGemm& gemm, const Problem& problem, const RunOpt
     CHECK(error_against_reference(prepared, out) <= 2e-6);
     return;
   }
-  // Integer weights meet rows in q8, unless the backend is more exact than it must be.
+  // Integer weights meet rows in q8, unless the backend is more exact than it must be. What a few
+  // products sum to may cancel, so the rounding of rows is judged where many are summed.
   const double error = error_against_reference(prepared, out);
-  CHECK(error <= 2e-2);
+  if (problem.spec.hidden >= 63 && problem.spec.intermediate >= 63) CHECK(error <= 2e-2);
   if (error > 2e-6) CHECK(error_against_reference(prepared, out, Rows::q8) <= 1e-3);
 }
 
@@ -106,8 +107,8 @@ TEST_CASE("every activation in every format, with and without gate and bias",
     for (Activation activation : kActivations)
       for (const Format& format : all_formats())
         for (int flags = 0; flags < 4; ++flags) {
-          Problem p{.spec = {.hidden = 37,
-                             .intermediate = 45,
+          Problem p{.spec = {.hidden = 69,
+                             .intermediate = 77,
                              .activation = activation,
                              .gated = (flags & 1) != 0,
                              .bias = (flags & 2) != 0,
@@ -118,7 +119,7 @@ TEST_CASE("every activation in every format, with and without gate and bias",
           if (!gemm->supports(p.spec).ok()) {
             const bool impossible = activation >= Activation::swiglu_oai && !p.spec.gated;
             CHECK((impossible ||
-                   !gemm->supports({.hidden = 37, .intermediate = 45, .format = format}).ok()));
+                   !gemm->supports({.hidden = 69, .intermediate = 77, .format = format}).ok()));
             continue;
           }
           check_conforms(*gemm, p, {});

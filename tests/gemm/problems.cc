@@ -79,8 +79,8 @@ QuantBuffer RandomWeights::quantised(const WeightId& matrix) const {
   for (float& scale : out.scales)
     scale = round_scale(spec.format.scale, std::max(0x1p-13f, size * factor(random)));
   for (uint8_t& zero : out.zeros)
-    zero = spec.format.kind == FormatKind::int4 ? random() % 16
-                                                : static_cast<uint8_t>(random() % 64 - 32);
+    zero = spec.format.kind == FormatKind::int4 ? 6 + random() % 4  // as quantisers choose them
+                                                : static_cast<uint8_t>(random() % 32 - 16);
   for (size_t i = 0; i < out.groups.size(); ++i)
     out.groups[i] = static_cast<int32_t>(i) / std::max(1, spec.format.group);
   std::mt19937_64 order(of_expert + down);  // the same for gate and up

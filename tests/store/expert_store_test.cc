@@ -299,3 +299,43 @@ TEST_CASE("several threads page at once", "[store][mission-81][mission-137]") {
   CHECK(wrong == 0);
   CHECK(paged->store().stats().paging.evictions > 0);
 }
+
+TEST_CASE("experts are quantised while they load, on request", "[store][mission-46]") {
+  Random random(moe::test::seed());
+  LayerSpec layer = small_layer(0);
+  layer.expert.hidden = 96;
+  layer.expert.intermediate = 64;
+  layer.shared.reset();
+  const RandomModel weights({layer}, random);
+  const int64_t rows = 9;
+  const Rows hidden(random, rows, 96, DType::f32);
+  const auto forward = [&](std::optional<Format> format, size_t* bytes) {
+    auto model = Model::create(weights.source(), {.format = format});
+    INFO(model.status().message());
+    REQUIRE(model.ok());
+    *bytes = model->store().stats().slot_bytes;
+    std::vector<float> out(rows * 96);
+    REQUIRE(model->forward(0, hidden.view(), {out.data(), DType::f32, {rows, 96}}).ok());
+    return out;
+  };
+  size_t whole = 0, eight = 0, four = 0;
+  const auto exact = forward(std::nullopt, &whole);
+  const auto error = [&](const std::vector<float>& out) {
+    double off = 0, norm = 0;
+    for (size_t i = 0; i < out.size(); ++i) {
+      off += std::pow(out[i] - exact[i], 2);
+      norm += std::pow(exact[i], 2);
+    }
+    return std::sqrt(off / norm);
+  };
+  const double int8 = error(forward(Format{FormatKind::int8, 32, DType::bf16}, &eight));
+  const double int4 = error(forward(Format{FormatKind::int4, 32, DType::bf16}, &four));
+  INFO("int8 " << int8 << ", int4 " << int4);
+  CHECK(int8 < 0.03);
+  CHECK(int4 > int8);
+  CHECK(int4 < 0.3);
+  CHECK(four < eight);
+  CHECK(eight * 3 < whole);  // of f32
+  const auto refused = Model::create(weights.source(), {.format = Format{FormatKind::mxfp4, 32}});
+  CHECK(refused.status().code() == StatusCode::unimplemented);
+}
