@@ -114,17 +114,58 @@ TEST_CASE("published traces are read", "[placement][mission-72]") {
   CHECK(kept.size() < gptoss.layers[5].sets.size());
 }
 
-TEST_CASE("slots are preserved: same experts per rank, stayers stay", "[placement]") {
-  const Cluster cluster = must(Cluster::uniform(2, 2));
-  const auto kept = [&](std::vector<int32_t> before, std::vector<int32_t> after) {
+TEST_CASE("slots are preserved: same experts per rank, stayers stay", "[placement][mission-65]") {
+  using Slots = std::vector<int32_t>;
+  const auto kept = [](int32_t ranks, int32_t slots, Slots before, Slots after) {
+    const Cluster cluster = must(Cluster::uniform(ranks, slots));
     return must(preserve_slots({{{0, std::move(before)}}}, {{{0, std::move(after)}}}, cluster))
         .layers[0]
         .expert_of_slot;
   };
-  using Slots = std::vector<int32_t>;
-  CHECK(kept({0, 1, 2, 3}, {1, 0, 3, 2}) == Slots{0, 1, 2, 3});
-  CHECK(kept({0, 1, 2, 3}, {2, 1, 0, 3}) == Slots{2, 1, 0, 3});
-  CHECK(kept({0, 1, 2, 3}, {1, 3, 0, 2}) == Slots{3, 1, 2, 0});
+  CHECK(kept(2, 2, {0, 1, 2, 3}, {1, 0, 3, 2}) == Slots{0, 1, 2, 3});
+  CHECK(kept(2, 2, {0, 1, 2, 3}, {2, 1, 0, 3}) == Slots{2, 1, 0, 3});
+  CHECK(kept(2, 2, {0, 1, 2, 3}, {1, 3, 0, 2}) == Slots{3, 1, 2, 0});
+  // The three of vLLM's own test (tests/distributed/test_eplb_algo.py @8744bb0): "simple",
+  // "duplicates", "skewed_expert". It asserts that each rank's experts are those of the new
+  // placement and that whoever stays is at its first old slot; this is the one answer that also
+  // fills the rest in order.
+  CHECK(kept(2, 4, {0, 1, 2, 3, 4, 5, 6, 7}, {1, 5, 0, 4, 6, 2, 7, 3}) ==
+        Slots{0, 1, 5, 4, 2, 3, 6, 7});
+  CHECK(kept(2, 5, {0, 1, 0, 2, 3, 4, 5, 6, 1, 2}, {0, 5, 4, 0, 1, 6, 2, 3, 2, 1}) ==
+        Slots{0, 1, 0, 5, 4, 3, 2, 6, 1, 2});
+  CHECK(kept(3, 4, {0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3}, {0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 0}) ==
+        Slots{0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3});
+}
+
+TEST_CASE("slots are preserved on random placements as vLLM's test demands",
+          "[placement][mission-65]") {
+  placement::Random random(seed());
+  for (int i = 0; i < 300; ++i) {
+    const auto ranks = static_cast<int32_t>(1 + random.below(4));
+    const auto slots = static_cast<int32_t>(1 + random.below(6));
+    const auto experts = 1 + random.below(8);
+    Placement before{{{0, {}}}}, after{{{0, {}}}};
+    for (int32_t s = 0; s < ranks * slots; ++s) {
+      before.layers[0].expert_of_slot.push_back(static_cast<int32_t>(random.below(experts)) - 1);
+      after.layers[0].expert_of_slot.push_back(static_cast<int32_t>(random.below(experts)) - 1);
+    }
+    const Cluster cluster = must(Cluster::uniform(ranks, slots));
+    const auto kept = must(preserve_slots(before, after, cluster)).layers[0].expert_of_slot;
+    const auto of_rank = [&](const std::vector<int32_t>& all, int32_t rank) {
+      return std::vector<int32_t>(all.begin() + rank * slots, all.begin() + (rank + 1) * slots);
+    };
+    for (int32_t r = 0; r < ranks; ++r) {
+      const auto was = of_rank(before.layers[0].expert_of_slot, r);
+      auto wanted = of_rank(after.layers[0].expert_of_slot, r), got = of_rank(kept, r);
+      for (int32_t e : wanted) {
+        const auto old = std::find(was.begin(), was.end(), e);
+        if (old != was.end()) CHECK(got[old - was.begin()] == e);
+      }
+      std::sort(wanted.begin(), wanted.end());
+      std::sort(got.begin(), got.end());
+      CHECK(wanted == got);
+    }
+  }
 }
 
 TEST_CASE("a transfer plan fills every slot, receives once, shares the sending",

@@ -83,6 +83,60 @@ TEST_CASE("EPLB on DeepSeek-R1's loads: equal copies, equal rank loads",
   }
 }
 
+namespace {
+// (steps, experts): bursts, so that the sum over steps hides what each step needs.
+std::vector<float> bursty_steps(uint64_t seed, int32_t steps, int32_t experts) {
+  placement::Random random(seed);
+  std::vector<float> load;
+  for (int32_t i = 0; i < steps * experts; ++i) {
+    const auto tokens = static_cast<float>(random.below(1000));
+    load.push_back(tokens * (random.below(5) == 0 ? 10.0f : 1.0f));
+  }
+  return load;
+}
+}  // namespace
+
+TEST_CASE("EPLB per step equals SGLang's deepseek_vec slot for slot", "[placement][mission-65]") {
+  // What sglang's eplb_algorithms/deepseek_vec.py (@68836b6, under PyTorch 1.13) answers.
+  struct Golden {
+    uint64_t seed;
+    int32_t steps, experts, slots, ranks, groups, nodes;
+    std::vector<int32_t> expert_of_slot;
+  };
+  const Golden goldens[] = {
+      {1, 5, 12, 16, 4, 1, 1, {7, 3, 3, 2, 7, 11, 0, 8, 10, 11, 1, 9, 4, 6, 5, 5}},
+      {2, 9, 16, 20, 5, 1, 1, {2, 9, 4, 0, 13, 14, 4, 8, 3, 14, 11, 5, 7, 6, 1, 5, 10, 12, 1, 15}},
+      {3, 4, 8, 10, 10, 1, 1, {0, 1, 2, 3, 4, 5, 6, 7, 7, 3}},
+      {4, 7, 16, 24, 8, 4, 2, {15, 13, 7,  15, 13, 4,  15, 14, 6, 5, 5, 12,
+                               1,  8,  10, 0,  3,  10, 11, 3,  2, 9, 9, 2}},
+      {5, 6, 32, 40, 8, 8, 4, {10, 8,  24, 27, 26, 25, 8,  9,  9,  11, 5,  2,  7,  1,
+                               0,  5,  3,  7,  4,  6,  20, 22, 23, 13, 13, 20, 14, 21,
+                               15, 12, 17, 19, 19, 31, 16, 29, 29, 30, 18, 28}},
+      {7, 3, 16, 24, 6, 1, 2, {0,  13, 8, 6,  15, 13, 5,  4,  15, 13, 5, 2,
+                               15, 13, 1, 11, 10, 3,  12, 14, 10, 3,  9, 7}},
+  };
+  int differing = 0;
+  for (const Golden& golden : goldens) {
+    INFO("seed " << golden.seed);
+    LayerUsage layer{0, std::vector<double>(golden.experts, 0.0)};
+    layer.steps = bursty_steps(golden.seed, golden.steps, golden.experts);
+    for (size_t i = 0; i < layer.steps.size(); ++i)
+      layer.tokens[i % golden.experts] += layer.steps[i];
+    const UsageTrace usage{1, {layer}};
+    const Cluster cluster =
+        must(Cluster::uniform(golden.ranks, golden.slots / golden.ranks, golden.nodes));
+    PlacementProblem problem{usage, cluster};
+    problem.workload.groups = golden.groups;
+    CHECK(must(place_eplb_steps(problem)).layers[0].expert_of_slot == golden.expert_of_slot);
+    auto summed = must(place_eplb(problem)).layers[0].expert_of_slot,
+         by_step = golden.expert_of_slot;
+    std::sort(summed.begin(), summed.end());
+    std::sort(by_step.begin(), by_step.end());
+    differing += summed != by_step;
+  }
+  CHECK(differing >= 3);  // other copies than the sum over steps asks for
+}
+
 TEST_CASE("balancedness before and after EPLB on nine loads, to four digits",
           "[placement][mission-68]") {
   if (!have_shared()) return skip("../shared is absent");
