@@ -16,7 +16,8 @@ namespace {
 struct PlanOptions {
   std::string usage, previous, links, picture, device = "h200", objective = "auto";
   std::vector<std::string> strategies;
-  int32_t ranks = 0, nodes = 1, slots = 0, groups = 1, top_k = 0;
+  std::vector<int32_t> slots;
+  int32_t ranks = 0, nodes = 1, groups = 1, top_k = 0;
   int64_t tokens_per_step = 0, hidden = 7168, intermediate = 2048;
   int32_t weight_bits = 8;
 };
@@ -52,9 +53,12 @@ Workload workload_of(const PlanOptions& o) {
 Result<Cluster> cluster_of(const PlanOptions& o, const UsageTrace& usage) {
   int32_t experts = 0;
   for (const LayerUsage& layer : usage.layers) experts = std::max(experts, layer.experts());
-  Result<Cluster> cluster = o.slots > 0 ? Cluster::uniform(o.ranks, o.slots, o.nodes)
-                                        : Cluster::exact(o.ranks, experts, o.nodes);
+  if (o.slots.size() > 1 && o.slots.size() != static_cast<size_t>(o.ranks))
+    wrong_usage("--slots: one number, or one for each rank");
+  Result<Cluster> cluster = o.slots.empty() ? Cluster::exact(o.ranks, experts, o.nodes)
+                                            : Cluster::uniform(o.ranks, o.slots[0], o.nodes);
   if (!cluster.ok()) return cluster;
+  if (o.slots.size() > 1) cluster->slots = o.slots;
   const Result<DeviceRates> device = device_rates(o.device);
   if (!device.ok()) return device.status();
   cluster->device = *device;
@@ -155,7 +159,10 @@ void add_plan(CLI::App& app, Global& global) {
       ->required();
   command->add_option("--ranks", o->ranks, "Ranks")->required()->check(CLI::PositiveNumber);
   command->add_option("--nodes", o->nodes, "Nodes, equally large")->check(CLI::PositiveNumber);
-  command->add_option("--slots", o->slots, "Slots per rank and layer [one copy of each expert]")
+  command
+      ->add_option("--slots", o->slots,
+                   "Slots per rank and layer, or a list such as 4,6 [one copy of each expert]")
+      ->delimiter(',')
       ->check(CLI::PositiveNumber);
   command->add_option("--groups", o->groups, "Groups of experts that tokens choose first")
       ->check(CLI::PositiveNumber);

@@ -169,8 +169,11 @@ MOE_API Result<Placement> place_subset_exact(const PlacementProblem& problem);
 MOE_API Result<Placement> place_traffic(const PlacementProblem& problem);
 
 // The default. Chooses the objective that limits the layer on this hardware (or takes the
-// problem's), and returns for each layer the best that any strategy finds. With `previous`: what is
-// near it and at least as balanced as EPLB, or within 1 % of the best active experts or traffic.
+// problem's), and returns for each layer the best of what the strategies for it find: never worse
+// than any of them that keeps an expert's copies on distinct ranks. (Up to 4,096 slots over all
+// layers every strategy but the exact one is asked, beyond that "traffic" and "subset" only for
+// their own objective.) With `previous`: what is near it and at least as balanced as EPLB, or
+// within 1 % of the best active experts or traffic.
 MOE_API Result<Placement> place_auto(const PlacementProblem& problem);
 
 // A row of the table of strategies.

@@ -45,8 +45,9 @@ MOE_API std::vector<size_t> transfer_steps(std::span<const Transfer> transfers, 
 // When a move is worth it.
 struct RebalanceOptions {
   int32_t interval = 3000;              // steps between two looks; the first comes after a quarter
-  double min_balancedness = 0.9;        // not worse than this: stay
-  double hysteresis = 0.02;             // balancedness that a move must gain at least
+  double min_balancedness = 0.9;        // not worse than this: stay, if tokens are what limits
+  double hysteresis = 0.02;             // a move must gain at least: balancedness if tokens are
+                                        // what limits, else that share of the objective
   double max_bytes = 0;                 // of one move; 0: no limit. Worst layers first
   double move_bytes_per_second = 50e9;  // of one rank's link
   double min_tokens = 16;               // per expert and layer, before anything is called imbalance

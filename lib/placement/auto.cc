@@ -1,17 +1,16 @@
-// The default: the objective that limits the layer, and for each layer the best of all candidates.
+// The default: the objective that limits the layer, and for each layer the best of all strategies.
+#include <algorithm>
 #include <limits>
 
 #include "placement/balanced.h"
-#include "placement/eplb.h"
 #include "placement/evaluate.h"
-#include "placement/subset.h"
-#include "placement/traffic.h"
 
 namespace moe {
 namespace placement {
 namespace {
-constexpr int64_t kSubsetWork = 200'000'000;  // all layers together
-constexpr double kStay = 1.01;  // what is in place may be this much worse, rather than move
+
+constexpr double kStay = 1.01;       // what is in place may be this much worse, rather than move
+constexpr int64_t kFewSlots = 4096;  // of all layers together; then every strategy is asked
 
 // A strategy's layer without its faults: of twins on one rank one goes.
 LayerPlacement without_twins(const LayerProblem& layer, const LayerPlacement& placement) {
@@ -20,54 +19,73 @@ LayerPlacement without_twins(const LayerProblem& layer, const LayerPlacement& pl
   return {placement.layer, a.expert_of_slot()};
 }
 
+bool has_steps(const UsageTrace& usage) {
+  return std::any_of(usage.layers.begin(), usage.layers.end(),
+                     [](const LayerUsage& layer) { return !layer.steps.empty(); });
+}
+
+// Those for the objective, and all that are cheap.
+std::vector<Placement> candidates(PlacementProblem problem, Objective objective) {
+  problem.previous = nullptr;
+  const auto layers = static_cast<int64_t>(problem.usage.layers.size());
+  const bool all = problem.cluster.total_slots() * layers <= kFewSlots;
+  std::vector<Strategy> asked = {place_balanced, place_linear, place_round_robin, place_eplb,
+                                 place_eplb_global};
+  if (all || has_steps(problem.usage)) asked.push_back(place_eplb_steps);
+  if (all || objective == Objective::traffic) asked.push_back(place_traffic);
+  if (all || objective == Objective::active) asked.push_back(place_subset);
+  std::vector<Placement> out;
+  for (Strategy strategy : asked)  // some do not apply to every cluster
+    if (Result<Placement> placement = strategy(problem); placement.ok())
+      out.push_back(*std::move(placement));
+  return out;
+}
+
+// The best of the candidates for one layer.
 class Chooser {
  public:
   Chooser(const LayerProblem& layer, Objective objective, const Samples& samples)
       : layer_(layer), objective_(objective), samples_(samples) {}
 
-  // Keeps the better one; the earlier on ties.
+  double value_of(const LayerPlacement& placement) const {
+    return placement::value_of(objective_, layer_, placement, samples_);
+  }
+  // Of a candidate as it is and, where it had twins, with their slots used for balance.
   void offer(const LayerPlacement& candidate) {
-    const double value = value_of(objective_, layer_, candidate, samples_);
+    LayerPlacement clean = without_twins(layer_, candidate);
+    keep_better(clean);
+    if (clean.expert_of_slot == candidate.expert_of_slot) return;
+    Assignment a(layer_.cluster, layer_.usage.tokens);
+    a.assign(clean.expert_of_slot);
+    relieve_busiest(a, 1, false);
+    keep_better({clean.layer, a.expert_of_slot()});
+  }
+  // Moving costs: what is near the placement in place serves if it is as good.
+  LayerPlacement best_or_near() const {
+    if (!layer_.previous) return best_;
+    const bool tokens = objective_ == Objective::tokens;
+    const double limit =
+        tokens ? worthwhile_imbalance(layer_, value_) * (1 + 1e-9) : value_ * kStay;
+    const LayerPlacement near =
+        tokens ? balance_from_previous(layer_, limit) : without_twins(layer_, *layer_.previous);
+    return value_of(near) <= limit ? near : best_;
+  }
+
+ private:
+  // The earlier one on ties.
+  void keep_better(const LayerPlacement& candidate) {
+    const double value = value_of(candidate);
     if (value >= value_ * (1 - 1e-12)) return;
     value_ = value;
     best_ = candidate;
   }
-  double value() const { return value_; }
-  LayerPlacement best() const { return best_; }
 
- private:
   const LayerProblem& layer_;
   Objective objective_;
   const Samples& samples_;
   LayerPlacement best_;
   double value_ = std::numeric_limits<double>::infinity();
 };
-
-}  // namespace
-}  // namespace placement
-
-namespace placement {
-namespace {
-
-// The simple strategies, where they apply.
-std::vector<Placement> simple_placements(const PlacementProblem& problem) {
-  std::vector<Placement> out;
-  for (Strategy strategy : {place_linear, place_round_robin, place_eplb, place_eplb_global})
-    if (Result<Placement> placement = strategy(problem); placement.ok())
-      out.push_back(*std::move(placement));
-  return out;
-}
-
-// Moving costs: what is near the placement in place serves if it is as good.
-LayerPlacement near_previous(const LayerProblem& layer, Objective objective, const Samples& samples,
-                             const Chooser& chooser) {
-  const bool tokens = objective == Objective::tokens;
-  const double limit =
-      tokens ? worthwhile_imbalance(layer, chooser.value()) * (1 + 1e-9) : chooser.value() * kStay;
-  const LayerPlacement near =
-      tokens ? balance_from_previous(layer, limit) : without_twins(layer, *layer.previous);
-  return value_of(objective, layer, near, samples) <= limit ? near : chooser.best();
-}
 
 }  // namespace
 }  // namespace placement
@@ -79,22 +97,14 @@ Result<Placement> place_auto(const PlacementProblem& problem) {
     std::vector<Samples> samples(problem.usage.layers.size());
     if (problem.objective != Objective::tokens) samples = draw_samples(problem);
     const Objective objective = resolved_objective(problem, samples);
-    const std::vector<Placement> others = simple_placements(problem);
-    const auto layers = static_cast<int64_t>(samples.size());
+    const std::vector<Placement> offers = candidates(problem, objective);
 
     size_t next = 0;
     return place_each_layer(problem, [&](const LayerProblem& layer) -> Result<LayerPlacement> {
       const size_t l = next++;
       Chooser chooser(layer, objective, samples[l]);
-      const LayerPlacement even = balance_from_scratch(layer.cluster, layer.usage.tokens);
-      if (objective == Objective::active)
-        chooser.offer(plan_subsets(layer, samples[l].steps, kSubsetWork / layers));
-      if (objective == Objective::traffic)
-        chooser.offer(traffic_layer(layer, samples[l].tokens, even, kTrafficPairs / layers));
-      chooser.offer(even);
-      for (const Placement& other : others) chooser.offer(without_twins(layer, other.layers[l]));
-      if (!layer.previous) return chooser.best();
-      return near_previous(layer, objective, samples[l], chooser);
+      for (const Placement& offer : offers) chooser.offer(offer.layers[l]);
+      return chooser.best_or_near();
     });
   });
 }

@@ -4,12 +4,9 @@
 #include <numeric>
 
 #include "core/error.h"
-#include "placement/evaluate.h"
 
 namespace moe {
 namespace {
-using placement::LayerProblem;
-
 // Seconds until the last rank has received its copies.
 double transfer_seconds(std::span<const Transfer> transfers, int32_t ranks, double expert_bytes,
                         double bytes_per_second) {
@@ -24,32 +21,27 @@ double transfer_seconds(std::span<const Transfer> transfers, int32_t ranks, doub
   return most / bytes_per_second;
 }
 
-// Keeps the layers that gain most, as far as `max_bytes` reach; the others stay as they are.
-Result<Placement> limited(const PlacementProblem& problem, const Placement& next,
-                          double max_bytes) {
-  const Workload workload = placement::resolved(problem);
+// Keeps the layers that gain most time, as far as `max_bytes` reach; the others stay as they are.
+Result<Placement> limited(const PlacementProblem& problem, const Prediction& before,
+                          const Placement& next, double max_bytes) {
+  MOE_ASSIGN_OR_RETURN(const Prediction after, evaluate(problem, next));
   struct Gain {
-    double value;
+    double us;
     size_t layer;
     double bytes;
   };
   std::vector<Gain> gains;
   for (size_t l = 0; l < next.layers.size(); ++l) {
-    const LayerProblem layer = placement::layer_problem(problem, workload, l);
-    const auto max_of = [&](const LayerPlacement& p) {
-      const auto load = placement::rank_tokens(layer, p);
-      return *std::max_element(load.begin(), load.end());
-    };
     MOE_ASSIGN_OR_RETURN(const auto transfers, plan_transfers({{problem.previous->layers[l]}},
                                                               {{next.layers[l]}}, problem.cluster));
-    gains.push_back({max_of(problem.previous->layers[l]) - max_of(next.layers[l]), l,
-                     static_cast<double>(moved_copies(transfers)) * workload.expert_bytes});
+    gains.push_back({before.layers[l].us() - after.layers[l].us(), l,
+                     static_cast<double>(moved_copies(transfers)) * problem.workload.expert_bytes});
   }
   std::stable_sort(gains.begin(), gains.end(),
-                   [](const Gain& a, const Gain& b) { return a.value > b.value; });
+                   [](const Gain& a, const Gain& b) { return a.us > b.us; });
   Placement out = *problem.previous;
   for (const Gain& gain : gains) {
-    if (gain.value <= 0 || gain.bytes > max_bytes) continue;
+    if (gain.us <= 0 || gain.bytes > max_bytes) continue;
     max_bytes -= gain.bytes;
     out.layers[gain.layer] = next.layers[gain.layer];
   }
@@ -88,14 +80,16 @@ Result<RebalanceDecision> decide(const PlacementProblem& problem, const Rebalanc
   };
   if (!enough_tokens(problem.usage, options.min_tokens))
     return stay(fmt::format("fewer than {} tokens per expert were seen", options.min_tokens));
-  if (before.balancedness >= options.min_balancedness)
+  // Even tokens are all there is to gain only where tokens are what limits.
+  const bool tokens = before.objective == Objective::tokens;
+  if (tokens && before.balancedness >= options.min_balancedness)
     return stay(fmt::format("balancedness {:.3f} is not below {:.3f}", before.balancedness,
                             options.min_balancedness));
 
   MOE_ASSIGN_OR_RETURN(Placement next, place_auto(problem));
   MOE_ASSIGN_OR_RETURN(next, preserve_slots(*problem.previous, next, problem.cluster));
   if (options.max_bytes > 0) {
-    MOE_ASSIGN_OR_RETURN(next, limited(problem, next, options.max_bytes));
+    MOE_ASSIGN_OR_RETURN(next, limited(problem, before, next, options.max_bytes));
   }
   MOE_ASSIGN_OR_RETURN(const Prediction after, evaluate(problem, next));
   MOE_ASSIGN_OR_RETURN(auto transfers, plan_transfers(*problem.previous, next, problem.cluster));
@@ -103,9 +97,12 @@ Result<RebalanceDecision> decide(const PlacementProblem& problem, const Rebalanc
   out.cost_us =
       1e6 * transfer_seconds(transfers, problem.cluster.ranks(), problem.workload.expert_bytes,
                              options.move_bytes_per_second);
-  if (after.balancedness < before.balancedness + options.hysteresis)
-    return stay(fmt::format("balancedness would go from {:.3f} to {:.3f}: less than {:.3f} gained",
-                            before.balancedness, after.balancedness, options.hysteresis));
+  const double gained = tokens ? after.balancedness - before.balancedness
+                               : 1 - after.value / std::max(before.value, 1e-300);
+  if (gained < options.hysteresis)
+    return stay(fmt::format("{} would gain {:.3f}: less than {:.3f}",
+                            tokens ? "balancedness" : to_string(before.objective), gained,
+                            options.hysteresis));
   if (out.gain_us <= out.cost_us)
     return stay(
         fmt::format("moving costs {:.0f} us and would gain {:.0f} us", out.cost_us, out.gain_us));
@@ -113,8 +110,10 @@ Result<RebalanceDecision> decide(const PlacementProblem& problem, const Rebalanc
   out.balancedness_after = after.balancedness;
   out.placement = std::move(next);
   out.transfers = std::move(transfers);
-  out.reason = fmt::format("balancedness from {:.3f} to {:.3f} for {} copies", before.balancedness,
-                           after.balancedness, moved_copies(out.transfers));
+  out.reason = fmt::format("{} from {:.3f} to {:.3f} for {} copies",
+                           tokens ? "balancedness" : to_string(before.objective),
+                           tokens ? before.balancedness : before.value,
+                           tokens ? after.balancedness : after.value, moved_copies(out.transfers));
   return out;
 }
 

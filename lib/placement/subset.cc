@@ -146,10 +146,6 @@ LayerPlacement plan_subsets(const LayerProblem& layer, const ExpertSets& sets, i
   return {-1, plan.expert_of_slot()};
 }
 
-namespace {
-constexpr int64_t kWork = 700'000'000;  // experts looked at, all layers together
-}
-
 }  // namespace placement
 
 Result<Placement> place_subset(const PlacementProblem& problem) {
@@ -157,7 +153,7 @@ Result<Placement> place_subset(const PlacementProblem& problem) {
   return placement::place_each_layer(
       problem, [&](const placement::LayerProblem& layer) -> Result<LayerPlacement> {
         return placement::plan_subsets(layer, placement::draw_steps(layer),
-                                       placement::kWork / layers);
+                                       placement::kSubsetWork / layers);
       });
 }
 

@@ -9,6 +9,8 @@
 
 namespace moe::placement {
 
+inline constexpr int64_t kSubsetWork = 150'000'000;  // experts looked at, all layers together
+
 // A placement under change, and the time of every set.
 class SetPlan {
  public:

@@ -5,6 +5,7 @@
 
 #include "placement/sample.h"
 #include "placement/subset.h"
+#include "placement/subset_bound.h"
 
 namespace moe {
 namespace placement {
@@ -169,9 +170,14 @@ Result<ExactLayer> solve(const LayerProblem& layer, const ExpertSets& sets, int6
   ExactLayer out;
   out.placement = {layer.usage.layer, slots_of(best, cluster)};
   out.cost = cost / total;
-  out.lower_bound = proof.lower_bound() / total;
   out.nodes = proof.nodes();
   out.proved = proof.lower_bound() >= cost * (1 - 1e-12);
+  double bound = proof.lower_bound();
+  const auto [least, most] = std::minmax_element(cluster.slots.begin(), cluster.slots.end());
+  if (!out.proved && *least == *most && cluster.total_slots() == layer.experts())
+    bound =
+        std::max(bound, std::min(partition_bound(sets, layer.experts(), cluster.ranks()), cost));
+  out.lower_bound = bound / total;
   return out;
 }
 

@@ -247,6 +247,53 @@ TEST_CASE("rebalancing: only if worse than allowed, worth it, and seen often eno
   CHECK_FALSE(decide_rebalance(problem).ok());
 }
 
+TEST_CASE("a move of limited bytes takes the layers that gain most", "[placement][mission-65]") {
+  UsageTrace usage;
+  for (int32_t layer = 0; layer < 3; ++layer) {
+    std::vector<double> tokens(16, 100.0);
+    tokens[0] = tokens[1] = 400 + 400 * layer;  // the last one is worst
+    usage.layers.push_back({layer, tokens});
+  }
+  const Cluster cluster = must(Cluster::uniform(4, 5));
+  const Placement before = must(place_linear({usage, cluster}));
+  PlacementProblem problem{usage, cluster};
+  problem.previous = &before;
+  const RebalanceDecision all = must(decide_rebalance(problem));
+  REQUIRE(all.move);
+  std::map<int32_t, int> copies;
+  for (const Transfer& t : all.transfers) copies[t.layer] += t.from_rank != t.to_rank;
+  REQUIRE(copies.size() == 3);
+  const double bytes = copies[2] * problem.workload.expert_bytes;
+  const RebalanceDecision some = must(decide_rebalance(problem, {.max_bytes = bytes}));
+  INFO(some.reason);
+  REQUIRE(some.move);
+  CHECK(static_cast<double>(moved_copies(some.transfers)) * problem.workload.expert_bytes <= bytes);
+  CHECK(some.placement.layers[2].expert_of_slot == all.placement.layers[2].expert_of_slot);
+  CHECK(some.placement.layers[0].expert_of_slot == before.layers[0].expert_of_slot);
+}
+
+TEST_CASE("rebalancing follows the objective: even tokens, uneven active experts",
+          "[placement][mission-65]") {
+  // Every expert gets equal tokens, but the pairs that come together sit on one rank.
+  ExpertSets pairs;
+  for (int32_t e = 0; e < 8; e += 2) pairs.add(std::vector<int32_t>{e, e + 1}, 100);
+  UsageTrace usage = one_layer(std::vector<double>(8, 100.0), pairs);
+  usage.top_k = 2;
+  const Cluster cluster = must(Cluster::uniform(4, 2));
+  const Placement before = must(place_linear({usage, cluster}));
+  PlacementProblem problem{usage, cluster};
+  problem.previous = &before;
+  CHECK_FALSE(must(decide_rebalance(problem)).move);  // many tokens: all is even
+  problem.workload.tokens_per_step = 1;
+  const RebalanceDecision move = must(decide_rebalance(problem));
+  INFO(move.reason);
+  REQUIRE(move.move);
+  CHECK(must(expected_set_time(usage.layers[0], cluster, before.layers[0])) == 2);
+  CHECK(must(expected_set_time(usage.layers[0], cluster, move.placement.layers[0])) == 1);
+  problem.previous = &move.placement;
+  CHECK_FALSE(must(decide_rebalance(problem)).move);
+}
+
 TEST_CASE("a burst adds replicas and its end removes them, without flapping",
           "[placement][mission-69]") {
   ReplicationController control = must(ReplicationController::create(2, {.hold = 2}));

@@ -146,4 +146,77 @@ def bench():
         assert point["dtype"] == "bf16" and isinstance(point["like"], str)
 
 
+def plan():
+    pairs = {(a, b): 100 if (a, b) in ((0, 1), (2, 3), (4, 5), (6, 7)) else 1
+             for a in range(8) for b in range(a + 1, 8)}
+    usage = os.path.join(TMP.name, "pairs.csv")
+    with open(usage, "w") as file:
+        file.write("layer,expert_a,expert_b,count\n")
+        for layer in (3, 7):
+            for (a, b), count in pairs.items():
+                file.write(f"{layer},{a},{b},{count * layer if a == 0 else count}\n")
+    tokens = {layer: [sum((count * layer if a == 0 else count) for (a, b), count in pairs.items()
+                          if e in (a, b)) for e in range(8)] for layer in (3, 7)}
+
+    answer = moe_json("plan", "--usage", usage, "--ranks", 2, "--slots", 5, "--strategy", "linear",
+                      "--strategy", "eplb", "--strategy", "subset", "--tokens-per-step", 1)
+    assert answer["objective"] == "active"
+    plans = {one["strategy"]: one for one in answer["plans"]}
+    assert list(plans) == ["linear", "eplb", "subset", "auto"]  # auto is always among the answers
+    for name, one in plans.items():
+        means = maxima = 0
+        assert [layer["layer"] for layer in one["layers"]] == [3, 7], name
+        for layer in one["layers"]:
+            slots = layer["expert_of_slot"]
+            assert len(slots) == 10 and set(slots) - {-1} == set(range(8)), name
+            shares = [tokens[layer["layer"]][e] / slots.count(e) if e >= 0 else 0 for e in slots]
+            ranks = [sum(shares[:5]), sum(shares[5:])]
+            means += sum(ranks) / 2
+            maxima += max(ranks)
+        assert abs(one["balancedness"] - means / maxima) < 1e-9, name  # vLLM's
+        assert one["predicted_us"] > 0
+        assert plans["auto"]["objective"] <= one["objective"] + 1e-9, name
+    assert plans["linear"]["objective"] > plans["auto"]["objective"] + 0.1
+
+    # From linear to the best: the moves lead there, and say what they cost.
+    before, picture = os.path.join(TMP.name, "before.json"), os.path.join(TMP.name, "plan.html")
+    with open(before, "w") as file:
+        json.dump({"layers": plans["linear"]["layers"]}, file)
+    moved = moe_json("plan", "--usage", usage, "--ranks", 2, "--slots", 5, "--tokens-per-step", 1,
+                     "--previous", before, "--picture", picture)
+    layers = {layer["layer"]: layer["expert_of_slot"] for layer in plans["linear"]["layers"]}
+    copies = 0
+    for t in moved["migration"]["transfers"]:
+        layers[t["layer"]] = list(layers[t["layer"]])
+        layers[t["layer"]][t["to_slot"]] = t["expert"]
+        copies += t["from_rank"] != t["to_rank"]
+    for layer in moved["plans"][-1]["layers"]:
+        for was, wanted in zip(layers[layer["layer"]], layer["expert_of_slot"]):
+            assert wanted in (-1, was)
+    assert 0 < copies == moved["migration"]["moved_copies"]
+    assert moved["migration"]["moved_bytes"] == copies * 44040192
+    page = open(picture).read()
+    assert page.count("<svg") == 2 and page.count("<rect") == 2 * 2 * 2  # layers x ranks, twice
+    assert "http" not in page and "<script" not in page and "in place" in page
+
+    # Unequal ranks, a costly link, and what makes no sense.
+    uneven = moe_json("plan", "--usage", usage, "--ranks", 3, "--slots", "2,3,5")
+    assert len(uneven["plans"][0]["layers"][0]["expert_of_slot"]) == 10
+    links = os.path.join(TMP.name, "links.json")
+    with open(links, "w") as file:
+        json.dump({"rack": {"bytes_per_second": 1e6}}, file)
+    slow = moe_json("plan", "--usage", usage, "--ranks", 2, "--nodes", 2, "--links", links)
+    fast = moe_json("plan", "--usage", usage, "--ranks", 2, "--nodes", 2)
+    assert slow["objective"] == "traffic"
+    assert slow["plans"][-1]["predicted_us"] > 100 * fast["plans"][-1]["predicted_us"]
+    assert "balancedness" in moe("plan", "--usage", usage, "--ranks", 2).stdout
+    moe("plan", "--usage", usage, "--ranks", 3, "--slots", "2,3", code=2)
+    moe("plan", "--usage", usage, "--ranks", 2, "--strategy", "best", code=2)
+    moe("plan", "--usage", usage, "--ranks", 2, "--objective", "money", code=2)
+    assert "8 experts" in moe("plan", "--usage", usage, "--ranks", 1, "--slots", 3, code=1).stderr
+    moe("plan", "--usage", usage + "x", "--ranks", 2, code=1)
+    moe("plan", "--usage", usage, "--ranks", 2, "--links", usage, code=1)
+    moe("plan", "--usage", usage, "--ranks", 4, "--previous", before, code=1)
+
+
 globals()[CASE]()
