@@ -1,5 +1,5 @@
 // The CPU expert backend beside this machine's limits, interleaved with it: FMA peak and DRAM read.
-//   cpu_gemm_bench [shape] [format] [threads] [instruction set]
+//   cpu_gemm_bench [shape] [format] [threads] [instruction set] [huge]
 // Every point rotates over enough copies of the layer that weights come from DRAM.
 #include <algorithm>
 #include <chrono>
@@ -13,6 +13,7 @@
 #include <vector>
 
 #include <immintrin.h>
+#include <sys/mman.h>
 
 #include "gemm/cpu_gemm.h"
 #include "moe/expert_gemm.h"
@@ -100,7 +101,28 @@ double fma_gflops(Executor& executor, bool avx512) {
   return threads * 2.0 * 24 * (avx512 ? 16 : 8) * kRounds / (seconds() - begin) / 1e9;
 }
 
-double read_gbs(Executor& executor, std::vector<std::byte>& memory) {
+// Zeroed pages, 2 MiB ones where asked for and possible.
+class Mapping {
+ public:
+  Mapping(size_t bytes, bool huge) : bytes_(bytes) {
+    constexpr size_t kHuge = size_t{2} << 20;
+    map_ = mmap(nullptr, bytes + kHuge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (map_ == MAP_FAILED) std::exit(1);
+    madvise(map_, bytes + kHuge, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+    data_ = reinterpret_cast<std::byte*>((reinterpret_cast<uintptr_t>(map_) + kHuge - 1) / kHuge *
+                                         kHuge);
+  }
+  ~Mapping() { munmap(map_, bytes_ + (size_t{2} << 20)); }
+  std::byte* data() const { return data_; }
+  size_t size() const { return bytes_; }
+
+ private:
+  size_t bytes_;
+  void* map_;
+  std::byte* data_;
+};
+
+double read_gbs(Executor& executor, const Mapping& memory) {
   struct Job {
     const std::byte* data;
     int64_t chunk;
@@ -167,12 +189,13 @@ int main(int argc, char** argv) {
   const size_t slot = gemm->layout(spec).bytes;
   const int64_t layers =
       std::max<int64_t>(1, static_cast<int64_t>(kColdBytes / (slot * shape->experts)));
-  std::vector<std::byte> memory(slot * shape->experts * layers + 64);
+  const bool huge = argc > 5 && std::string_view(argv[5]) == "huge";
+  const Mapping memory(slot * shape->experts * layers, huge);
   for (size_t i = 0; i < memory.size(); i += 2) {  // small numbers in every format
-    memory[i] = std::byte(i * 7);
-    memory[i + 1] = std::byte{0x3c};
+    memory.data()[i] = std::byte(i * 7);
+    memory.data()[i + 1] = std::byte{0x3c};
   }
-  std::byte* slots = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64;
+  std::byte* slots = memory.data();
 
   const bool avx512 = set == "avx512";
   std::printf("%s %s %s, %d threads\n", shape->name, format.data(), kernels->name,

@@ -22,7 +22,7 @@ namespace moe {
 enum class RowPrecision : int32_t {
   automatic,  // what the format was made for: int8 and int4 weights meet rows in int8 with a scale
               // per 32 inputs, fp8_block weights rows in E4M3 with a scale per 128; float weights
-              // meet rows as they come
+              // meet rows as they come: bf16 rows may stay bf16 all the way (AMX, AVX512-BF16)
   exact,      // f32 on the CPU; bf16 on a GPU, whose matrix units take no more
   fast,       // as automatic, but float weights may meet f32 rows rounded to bf16 (AMX)
 };
@@ -90,6 +90,10 @@ class MOE_API ExpertGemm {
   // Scratch of run() for `pairs` pairs over at most `groups` groups.
   virtual size_t workspace_bytes(const ExpertSpec& spec, int64_t pairs, int64_t groups,
                                  int concurrency) const noexcept = 0;
+
+  // Largest error of run() for rows of type `hidden`: the relative Frobenius norm of the difference
+  // to the reference on the weights as the slot holds them. Backends differ in bits within it.
+  virtual double error_bound(const ExpertSpec& spec, DType hidden) const noexcept;
 
   // Computes batch.out. A row's bits depend on nothing but that row and its expert's slot.
   // A backend of a GPU answers unimplemented: Model::forward drives it from the device's table.

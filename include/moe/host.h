@@ -44,7 +44,8 @@ class MOE_API Executor {
 };
 
 // Our own: `threads` includes the calling thread; 0 means one per core this process may use.
-// Workers spin briefly after a job and then sleep. Destroying it joins them.
+// Workers spin briefly after a job and then sleep. They keep off the core of the thread that called
+// run(), which sets their affinity within what the process had. Destroying it joins them.
 MOE_API Result<std::unique_ptr<Executor>> make_executor(int threads = 0);
 
 // Monotonic time. Tests bring one that they move by hand.

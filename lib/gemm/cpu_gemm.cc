@@ -1,11 +1,11 @@
 // The CPU backend people run. run() goes in three steps, each shared among the executor's threads:
 //
-//   gather    the rows of each expert as f32, cut into tiles of at most kernels.max_rows rows, each
-//             stored [inputs][rows], so that a kernel reads it front to back
+//   gather    the rows of each expert as f32 or bf16, cut into tiles of at most max_rows rows, each
+//             stored [inputs / unit][rows][unit], so that a kernel reads it front to back
 //   gate_up   panel pair by panel pair: products, bias, activation; the results are tiles again
 //   down      panel pair by panel pair: products, bias, batch.out
 //
-// A task of the last two is one panel pair of one expert for a chunk of up to kChunkTiles tiles:
+// A task of the last two is one panel pair of one expert for a chunk of up to kChunkRows rows:
 // weights come from memory once per task and stay in the cache for all of its tiles.
 #include "gemm/cpu_gemm.h"
 
@@ -22,7 +22,7 @@
 namespace moe::cpu {
 namespace {
 
-constexpr int64_t kChunkTiles = 10;
+constexpr int64_t kChunkRows = 128;
 constexpr int64_t kGatherBlock = 64;     // inputs transposed at a time
 constexpr int64_t kSmallGather = 32768;  // elements; for fewer, waking threads costs more
 
@@ -35,14 +35,35 @@ struct GroupStart {
 
 constexpr int64_t aligned(int64_t bytes) { return round_up(bytes, 64); }
 
-// The workspace: starts, packed input rows, packed activations.
+// How the rows of a tile lie: [inputs / unit][rows][unit], f32 or bf16.
+struct RowForm {
+  bool bf16 = false;
+  int64_t unit = 1;
+  int64_t max_rows = 0;
+
+  // `inputs` is even.
+  int64_t padded(int64_t inputs) const { return round_up(inputs, unit); }
+  int64_t row_bytes(int64_t inputs) const { return padded(inputs) * (bf16 ? 2 : 4); }
+};
+
+RowForm row_form(const Kernels& kernels, bool bf16) {
+  if (bf16) return {true, kernels.bf16.unit, kernels.bf16.max_rows};
+  return {false, 1, kernels.max_rows};
+}
+
+// The workspace: starts, packed input rows, packed activations. The same for every form of rows.
 struct Workspace {
   int64_t starts = 0, x = 0, activations = 0, bytes = 0;
 
-  Workspace(const Sections& at, int64_t pairs, int64_t groups) {
+  Workspace(const Kernels& kernels, const Sections& at, int64_t pairs, int64_t groups) {
+    const auto most = [&](int64_t inputs) {
+      const int64_t wide = row_form(kernels, false).row_bytes(inputs);
+      if (!kernels.bf16.multiply) return wide;
+      return std::max(wide, row_form(kernels, true).row_bytes(inputs));
+    };
     x = aligned((groups + 1) * int64_t{sizeof(GroupStart)});
-    activations = x + aligned(pairs * at.hidden_inputs * int64_t{sizeof(float)});
-    bytes = activations + aligned(pairs * at.intermediate_inputs * int64_t{sizeof(float)});
+    activations = x + aligned(pairs * most(at.hidden_inputs));
+    bytes = activations + aligned(pairs * most(at.intermediate_inputs));
   }
 };
 
@@ -58,16 +79,22 @@ struct Chunk {
 // One run().
 class Run {
  public:
-  Run(const Kernels& kernels, const ExpertSpec& spec, const ExpertBatch& batch)
-      : kernels_(kernels), spec_(spec), batch_(batch), at_(sections(spec)) {
-    const Workspace layout(at_, pairs_in(batch), static_cast<int64_t>(batch.groups.size()));
+  Run(const Kernels& kernels, RowPrecision rows, const ExpertSpec& spec, const ExpertBatch& batch)
+      : kernels_(kernels),
+        spec_(spec),
+        batch_(batch),
+        at_(sections(spec)),
+        form_(row_form(kernels,
+                       takes_bf16_rows(kernels, spec.format.kind, batch.hidden.dtype, rows))) {
+    const Workspace layout(kernels, at_, pairs_in(batch),
+                           static_cast<int64_t>(batch.groups.size()));
     starts_ = reinterpret_cast<GroupStart*>(batch.workspace.data() + layout.starts);
-    x_ = reinterpret_cast<float*>(batch.workspace.data() + layout.x);
-    activations_ = reinterpret_cast<float*>(batch.workspace.data() + layout.activations);
+    x_ = batch.workspace.data() + layout.x;
+    activations_ = batch.workspace.data() + layout.activations;
     switch (spec.format.kind) {
       case FormatKind::f32: multiply_ = kernels.multiply_f32; break;
       case FormatKind::f16: multiply_ = kernels.multiply_f16; break;
-      default: multiply_ = kernels.multiply_bf16;
+      default: multiply_ = form_.bf16 ? kernels.bf16.multiply : kernels.multiply_bf16;
     }
     GroupStart start;
     for (size_t g = 0; g < batch.groups.size(); ++g) {
@@ -75,7 +102,7 @@ class Run {
       const Tiles tiles = tiles_of(batch.groups[g]);
       start.row += tiles.rows;
       start.tile += tiles.count;
-      start.chunk += (tiles.count + kChunkTiles - 1) / kChunkTiles;
+      start.chunk += (tiles.count + chunk_tiles() - 1) / chunk_tiles();
     }
     starts_[batch.groups.size()] = end_ = start;
   }
@@ -91,7 +118,8 @@ class Run {
   }
 
  private:
-  Tiles tiles_of(const ExpertGroup& group) const { return {group.count, kernels_.max_rows}; }
+  Tiles tiles_of(const ExpertGroup& group) const { return {group.count, form_.max_rows}; }
+  int64_t chunk_tiles() const { return kChunkRows / form_.max_rows; }
 
   // The last group that starts at or before `value`, counted in `field`.
   size_t group_at(int64_t GroupStart::*field, int64_t value) const {
@@ -108,9 +136,9 @@ class Run {
     const int64_t chunks = starts_[g + 1].chunk - starts_[g].chunk;
     const int64_t local = task - starts_[g].chunk * panel_pairs;
     const Tiles tiles = tiles_of(group);
-    const int64_t first = local % chunks * kChunkTiles;
+    const int64_t first = local % chunks * chunk_tiles();
     *panel_pair = local / chunks;
-    return {&group, tiles, starts_[g].row, first, std::min(kChunkTiles, tiles.count - first)};
+    return {&group, tiles, starts_[g].row, first, std::min(chunk_tiles(), tiles.count - first)};
   }
 
   // Packs tile `index` of the batch.
@@ -120,7 +148,14 @@ class Run {
     const int64_t tile = index - starts_[g].tile, rows = tiles.size(tile);
     const int64_t first = tiles.first_row(tile);
     const int64_t* pairs = batch_.pairs + batch_.groups[g].first + first;
-    float* out = x_ + (starts_[g].row + first) * at_.hidden_inputs;
+    std::byte* out = x_ + (starts_[g].row + first) * form_.row_bytes(at_.hidden_inputs);
+    if (form_.bf16)
+      gather_bf16(pairs, rows, reinterpret_cast<uint16_t*>(out));
+    else
+      gather_f32(pairs, rows, reinterpret_cast<float*>(out));
+  }
+
+  void gather_f32(const int64_t* pairs, int64_t rows, float* out) const {
     float block[kMaxTileRows][kGatherBlock];
     for (int64_t begin = 0; begin < spec_.hidden; begin += kGatherBlock) {
       const int64_t count = std::min(kGatherBlock, spec_.hidden - begin);
@@ -131,15 +166,38 @@ class Run {
     std::fill_n(out, (at_.hidden_inputs - spec_.hidden) * rows, 0.0f);
   }
 
-  void multiply(const Chunk& chunk, const std::byte* panels, int64_t inputs, const float* x,
+  void gather_bf16(const int64_t* pairs, int64_t rows, uint16_t* out) const {
+    const int64_t unit = form_.unit;  // divides kGatherBlock
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t begin = 0; begin < form_.padded(at_.hidden_inputs); begin += kGatherBlock) {
+        float values[kGatherBlock] = {};
+        uint16_t rounded[kGatherBlock];
+        const int64_t count = std::min(kGatherBlock, spec_.hidden - begin);
+        if (count > 0) load_pair(batch_, pairs[r], begin, count, values);
+        kernels_.bf16.round(values, kGatherBlock, rounded);
+        const int64_t end = std::min(begin + kGatherBlock, form_.padded(at_.hidden_inputs));
+        for (int64_t i = begin; i < end; i += unit)
+          std::memcpy(out + i * rows + r * unit, rounded + (i - begin),
+                      static_cast<size_t>(unit) * sizeof(uint16_t));
+      }
+  }
+
+  void multiply(const Chunk& chunk, const std::byte* panels, int64_t inputs, const std::byte* x,
                 float* sums) const {
     const int64_t row = chunk.group_row + chunk.tiles.first_row(chunk.first_tile);
-    multiply_(
-        {panels, inputs, x + row * inputs, chunk.tiles, chunk.first_tile, chunk.tile_count, sums});
+    x += row * form_.row_bytes(inputs);
+    multiply_({.panels = panels,
+               .inputs = inputs,
+               .x = reinterpret_cast<const float*>(x),
+               .tiles = chunk.tiles,
+               .first_tile = chunk.first_tile,
+               .tile_count = chunk.tile_count,
+               .sums = sums,
+               .bf16_x = reinterpret_cast<const uint16_t*>(x)});
   }
 
   void gate_up(int64_t task) const {
-    alignas(64) float sums[kChunkTiles * kMaxTileRows * kPair];
+    alignas(64) float sums[kChunkRows * kPair];
     int64_t pair;
     const Chunk chunk = chunk_of(task, at_.gate_up_pairs, &pair);
     const std::byte* slot = chunk.group->slot;
@@ -149,25 +207,45 @@ class Run {
     float* row = sums;
     for (int64_t t = chunk.first_tile; t < chunk.first_tile + chunk.tile_count; ++t) {
       const int64_t rows = chunk.tiles.size(t);
-      float* tile =
-          activations_ + (chunk.group_row + chunk.tiles.first_row(t)) * at_.intermediate_inputs;
-      for (int64_t r = 0; r < rows; ++r, row += kPair) activate(row, bias, pair, tile + r, rows);
+      std::byte* tile = activations_ + (chunk.group_row + chunk.tiles.first_row(t)) *
+                                           form_.row_bytes(at_.intermediate_inputs);
+      for (int64_t r = 0; r < rows; ++r, row += kPair) activate(row, bias, pair, tile, r, rows);
     }
   }
 
-  // Bias and activation of one row of a panel pair, written to column `out` of a packed tile.
-  void activate(float* row, const float* bias, int64_t pair, float* out, int64_t stride) const {
+  // Bias and activation of one row of a panel pair, written to row `r` of `rows` of a packed tile.
+  void activate(float* row, const float* bias, int64_t pair, std::byte* tile, int64_t r,
+                int64_t rows) const {
     if (bias)
       for (int64_t i = 0; i < kPair; ++i) row[i] += bias[i];
     const int64_t outputs = outputs_of_pair(spec_), first = pair * outputs;
     kernels_.activate(spec_, row, spec_.gated ? row + kPanel : row, outputs, row);
+    for (int64_t i = std::max<int64_t>(0, spec_.intermediate - first); i < outputs; ++i) row[i] = 0;
+    if (form_.bf16)
+      return store_bf16(row, first, outputs, reinterpret_cast<uint16_t*>(tile), r, rows);
+    float* out = reinterpret_cast<float*>(tile) + first * rows + r;
     const int64_t kept = std::min(outputs, at_.intermediate_inputs - first);
-    for (int64_t i = 0; i < kept; ++i)
-      out[(first + i) * stride] = first + i < spec_.intermediate ? row[i] : 0.0f;
+    for (int64_t i = 0; i < kept; ++i) out[i * rows] = row[i];
+  }
+
+  // Outputs [first, first + outputs) as inputs of the down projection; whoever writes the last ones
+  // writes the padding too.
+  void store_bf16(const float* row, int64_t first, int64_t outputs, uint16_t* tile, int64_t r,
+                  int64_t rows) const {
+    const int64_t unit = form_.unit, padded = form_.padded(at_.intermediate_inputs);
+    uint16_t rounded[kPair] = {};
+    kernels_.bf16.round(row, outputs, rounded);
+    const int64_t end = first + outputs >= spec_.intermediate ? padded : first + outputs;
+    const int64_t step = std::min(unit, outputs);
+    for (int64_t i = first; i < end; i += step) {
+      const uint16_t* from = i - first < outputs ? rounded + (i - first) : kZeros;
+      std::memcpy(tile + (i / unit * rows + r) * unit + i % unit, from,
+                  static_cast<size_t>(std::min(step, end - i)) * sizeof(uint16_t));
+    }
   }
 
   void down(int64_t task) const {
-    alignas(64) float sums[kChunkTiles * kMaxTileRows * kPair];
+    alignas(64) float sums[kChunkRows * kPair];
     int64_t pair;
     const Chunk chunk = chunk_of(task, at_.down_pairs, &pair);
     const std::byte* slot = chunk.group->slot;
@@ -190,20 +268,23 @@ class Run {
     return reinterpret_cast<const float*>(slot + section) + pair * kPair;
   }
 
+  static constexpr uint16_t kZeros[kPair] = {};
+
   const Kernels& kernels_;
   const ExpertSpec& spec_;
   const ExpertBatch& batch_;
   const Sections at_;
+  const RowForm form_;
   void (*multiply_)(const Multiply&) = nullptr;
   GroupStart* starts_ = nullptr;
   GroupStart end_;
-  float* x_ = nullptr;            // (rows, hidden_inputs), tile by tile
-  float* activations_ = nullptr;  // (rows, intermediate_inputs), tile by tile
+  std::byte* x_ = nullptr;            // (rows, hidden_inputs), tile by tile, as form_ says
+  std::byte* activations_ = nullptr;  // (rows, intermediate_inputs), ditto
 };
 
 class CpuGemm final : public ExpertGemm {
  public:
-  explicit CpuGemm(const Kernels& kernels) : kernels_(kernels) {}
+  CpuGemm(const Kernels& kernels, RowPrecision rows) : kernels_(kernels), rows_(rows) {}
 
   const char* name() const noexcept override { return "cpu"; }
 
@@ -231,33 +312,38 @@ class CpuGemm final : public ExpertGemm {
                          int) const noexcept override {
     constexpr int64_t kMost = int64_t{1} << 31;  // times 2^29 inputs and 4 bytes: below 2^63
     if (pairs < 0 || pairs > kMost || groups < 0 || groups > kMost) return SIZE_MAX;
-    return static_cast<size_t>(Workspace(sections(spec), pairs, groups).bytes);
+    return static_cast<size_t>(Workspace(kernels_, sections(spec), pairs, groups).bytes);
+  }
+
+  double error_bound(const ExpertSpec& spec, DType hidden) const noexcept override {
+    return takes_bf16_rows(kernels_, spec.format.kind, hidden, rows_) ? 5e-3 : 2e-6;
   }
 
   Status run(const ExpertSpec& spec, const ExpertBatch& batch) const override {
     MOE_RETURN_IF_ERROR(supports(spec));
     const int64_t pairs = pairs_in(batch), groups = static_cast<int64_t>(batch.groups.size());
     MOE_RETURN_IF_ERROR(check_cpu_batch(spec, batch, workspace_bytes(spec, pairs, groups, 1)));
-    if (pairs > 0) Run(kernels_, spec, batch).compute();
+    if (pairs > 0) Run(kernels_, rows_, spec, batch).compute();
     return {};
   }
 
  private:
   const Kernels& kernels_;
+  const RowPrecision rows_;
 };
 
 }  // namespace
 
-std::unique_ptr<ExpertGemm> make_gemm(const Kernels& kernels) {
-  return std::make_unique<CpuGemm>(kernels);
+std::unique_ptr<ExpertGemm> make_gemm(const Kernels& kernels, RowPrecision rows) {
+  return std::make_unique<CpuGemm>(kernels, rows);
 }
 
 }  // namespace moe::cpu
 
 namespace moe {
 
-std::unique_ptr<ExpertGemm> make_cpu_gemm(const ExpertGemmOptions&) {
-  return cpu::make_gemm(cpu::best_kernels());
+std::unique_ptr<ExpertGemm> make_cpu_gemm(const ExpertGemmOptions& options) {
+  return cpu::make_gemm(cpu::best_kernels(), options.rows);
 }
 
 }  // namespace moe

@@ -9,6 +9,7 @@
 namespace moe::cpu {
 
 // `kernels` must be available on this machine and outlive the result.
-std::unique_ptr<ExpertGemm> make_gemm(const Kernels& kernels);
+std::unique_ptr<ExpertGemm> make_gemm(const Kernels& kernels,
+                                      RowPrecision rows = RowPrecision::automatic);
 
 }  // namespace moe::cpu

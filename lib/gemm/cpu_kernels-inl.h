@@ -50,6 +50,7 @@ HWY_INLINE V fma(V a, V b, V c) {
 
 struct F32 {
   using Type = float;
+  static constexpr bool kWide = true;
   template <int kOdd>
   static HWY_INLINE V load(const Type* panel, int64_t pair, int64_t lane) {
     return hn::Load(D(), panel + (2 * pair + kOdd) * kPanel + lane);
@@ -58,6 +59,7 @@ struct F32 {
 
 struct F16 {
   using Type = hwy::float16_t;
+  static constexpr bool kWide = false;
   template <int kOdd>
   static HWY_INLINE V load(const Type* panel, int64_t pair, int64_t lane) {
     const hn::Rebind<hwy::float16_t, D> half;
@@ -67,6 +69,7 @@ struct F16 {
 
 struct Bf16 {
   using Type = uint16_t;
+  static constexpr bool kWide = false;
   template <int kOdd>
   static HWY_INLINE V load(const Type* panel, int64_t pair, int64_t lane) {
     const auto* words = reinterpret_cast<const uint32_t*>(panel) + pair * kPanel + lane;
@@ -77,6 +80,24 @@ struct Bf16 {
 };
 
 // ---- products
+
+// Cache lines of weights that are fetched while a tile is computed, so that the next block of the
+// panels is there when its turn comes. The hardware fetches ahead too, but not over a page's end,
+// and not while FMAs fill the reorder buffer.
+struct Ahead {
+  const std::byte* line = nullptr;  // of the first panel
+  int64_t panel_bytes = 0;          // from one panel to the other
+  int64_t bytes_per_pair = 0;       // of one panel; 0: nothing to fetch, `line` is in the cache
+
+  template <int kPanels>
+  HWY_INLINE void fetch(int64_t pair) const {
+    const std::byte* at = line + pair * bytes_per_pair;
+    MOE_UNROLL for (int p = 0; p < kPanels; ++p) {
+      __builtin_prefetch(at + p * panel_bytes);
+      if (bytes_per_pair > 64) __builtin_prefetch(at + p * panel_bytes + 64);
+    }
+  }
+};
 
 // One register tile: kRows rows times kHalves panels, over `pairs` input pairs.
 template <class W, int kRows, int kHalves>
@@ -116,16 +137,19 @@ struct Tile {
 
 template <class W, int kRows>
 HWY_NOINLINE void multiply_tile(const typename W::Type* panels, int64_t panel_elements,
-                                const float* x, int64_t pairs, bool first, float* sums) {
+                                const float* x, int64_t pairs, bool first, float* sums,
+                                Ahead ahead) {
   constexpr int kHalves = kRows * 2 * kPanelVectors <= kRegisters ? 2 : 1;
   for (int half = 0; half < 2; half += kHalves) {
     Tile<W, kRows, kHalves> tile;
     tile.clear();
     for (int64_t pair = 0; pair < pairs; ++pair) {
+      ahead.fetch<kHalves>(pair);
       tile.template step<0>(panels + half * panel_elements, panel_elements, pair, x);
       tile.template step<1>(panels + half * panel_elements, panel_elements, pair, x);
     }
     tile.add_to(sums + half * kPanel, first);
+    ahead.line += ahead.panel_bytes;
   }
 }
 
@@ -134,18 +158,54 @@ constexpr auto tile_functions(std::integer_sequence<int, kRowsLess1...>) {
   return std::array{&multiply_tile<W, kRowsLess1 + 1>...};
 }
 
+// All tiles times one block of the panels: `pairs` input pairs from input `begin` on.
+template <class W>
+HWY_INLINE void multiply_block(const Multiply& m, const typename W::Type* block,
+                               int64_t panel_elements, int64_t begin, int64_t pairs, Ahead ahead) {
+  static constexpr auto kTiles = tile_functions<W>(std::make_integer_sequence<int, kMaxRows>());
+  const int64_t first_row = m.tiles.first_row(m.first_tile);
+  const Ahead nothing = {reinterpret_cast<const std::byte*>(m.x)};
+  for (int64_t t = m.first_tile; t < m.first_tile + m.tile_count; ++t) {
+    const int64_t row = m.tiles.first_row(t) - first_row, rows = m.tiles.size(t);
+    kTiles[rows - 1](block, panel_elements, m.x + row * m.inputs + begin * rows, pairs, begin == 0,
+                     m.sums + row * kPair, t == m.first_tile ? ahead : nothing);
+  }
+}
+
+// `count` inputs of both panels as f32 panels [count][kPanel], kChain * kPanel apart.
+template <class W>
+HWY_INLINE void widen(const typename W::Type* panels, int64_t panel_elements, int64_t count,
+                      float* out) {
+  for (int64_t v = 0; v < 2 * kPanelVectors; ++v) {
+    const int64_t half = v / kPanelVectors, lane = v % kPanelVectors * kLanes;
+    const auto* panel = panels + half * panel_elements;
+    float* to = out + half * kChain * kPanel + lane;
+    for (int64_t pair = 0; pair < count / 2; ++pair, to += 2 * kPanel) {
+      hn::Store(W::template load<0>(panel, pair, lane), D(), to);
+      hn::Store(W::template load<1>(panel, pair, lane), D(), to + kPanel);
+    }
+  }
+}
+
 template <class W>
 void multiply(const Multiply& m) {
-  static constexpr auto kTiles = tile_functions<W>(std::make_integer_sequence<int, kMaxRows>());
-  const auto* panels = reinterpret_cast<const typename W::Type*>(m.panels);
-  const int64_t first_row = m.tiles.first_row(m.first_tile);
+  using Type = typename W::Type;
+  const auto* panels = reinterpret_cast<const Type*>(m.panels);
+  const int64_t panel_elements = m.inputs * kPanel;
+  const bool in_cache = choose_widening(sizeof(Type), m.tile_count) == Widening::in_cache;
+  alignas(64) float wide[W::kWide ? 1 : 2 * kChain * kPanel];
   for (int64_t begin = 0; begin < m.inputs; begin += kChain) {
-    const int64_t pairs = std::min(kChain, m.inputs - begin) / 2;
-    for (int64_t t = m.first_tile; t < m.first_tile + m.tile_count; ++t) {
-      const int64_t row = m.tiles.first_row(t) - first_row, rows = m.tiles.size(t);
-      kTiles[rows - 1](panels + begin * kPanel, m.inputs * kPanel,
-                       m.x + row * m.inputs + begin * rows, pairs, begin == 0,
-                       m.sums + row * kPair);
+    const int64_t count = std::min(kChain, m.inputs - begin);
+    const Type* block = panels + begin * kPanel;
+    Ahead ahead = {reinterpret_cast<const std::byte*>(m.x)};
+    if (begin + count < m.inputs)
+      ahead = {reinterpret_cast<const std::byte*>(block + count * kPanel),
+               panel_elements * int64_t{sizeof(Type)}, 2 * kPanel * int64_t{sizeof(Type)}};
+    if (!W::kWide && in_cache) {
+      widen<W>(block, panel_elements, count, wide);
+      multiply_block<F32>(m, wide, kChain * kPanel, begin, count / 2, ahead);
+    } else {
+      multiply_block<W>(m, block, panel_elements, begin, count / 2, ahead);
     }
   }
 }

@@ -14,21 +14,29 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include "gemm/cpu_bf16_rows.h"
 #include "gemm/cpu_kernels-inl.h"
 
 #if HWY_ONCE
 namespace moe::cpu {
 namespace {
 
-bool always() { return true; }
+[[maybe_unused]] bool always() { return true; }
 
 template <int64_t kTarget>
 bool has() {
   return (hwy::SupportedTargets() & kTarget) != 0;
 }
 
+constexpr Kernels with(Kernels kernels, const Bf16Rows& rows) {
+  kernels.bf16 = rows;
+  return kernels;
+}
+
 constexpr Kernels kAll[] = {
 #if HWY_TARGETS & HWY_AVX3
+    with(N_AVX3::kernels("amx", has_amx), kAmxRows),
+    with(N_AVX3::kernels("avx512bf16", has_avx512_bf16), kDotProductRows),
     N_AVX3::kernels("avx512", has<HWY_AVX3>),
 #endif
 #if HWY_TARGETS & HWY_AVX2
@@ -53,6 +61,11 @@ const Kernels& best_kernels() {
   for (const Kernels& kernels : kAll)
     if (kernels.available()) return kernels;
   return kAll[std::size(kAll) - 1];
+}
+
+bool takes_bf16_rows(const Kernels& kernels, FormatKind weights, DType hidden, RowPrecision rows) {
+  if (!kernels.bf16.multiply || weights != FormatKind::bf16) return false;
+  return rows == RowPrecision::fast || (rows == RowPrecision::automatic && hidden == DType::bf16);
 }
 
 }  // namespace moe::cpu

@@ -1,11 +1,13 @@
-// The inner loops of the CPU backend, one set per instruction set. All sets compute the same bits:
-// every output is its own chain of fused multiply-adds in the order of its inputs.
+// The inner loops of the CPU backend, one set per instruction set. With rows in f32 all sets
+// compute the same bits: every output is its own chain of fused multiply-adds in the order of its
+// inputs. Units that take rows in bf16 round in ways of their own; they serve bf16 weights only.
 #pragma once
 
 #include <cstdint>
 #include <span>
 
 #include "gemm/cpu_layout.h"
+#include "moe/expert_gemm.h"
 
 namespace moe::cpu {
 
@@ -18,6 +20,18 @@ struct Multiply {
   int64_t first_tile = 0;
   int64_t tile_count = 0;
   float* sums = nullptr;  // (rows of these tiles, kPair); 64-byte aligned, written
+
+  const uint16_t* bf16_x = nullptr;  // instead of x, for Bf16Rows
+};
+
+// Rows in bf16: a tile is [inputs / unit][rows][unit], zeros after the last input.
+struct Bf16Rows {
+  int64_t unit = 0;                             // inputs of one row that lie side by side: 2 or 32
+  int64_t max_rows = 0;                         // of a tile
+  void (*multiply)(const Multiply&) = nullptr;  // null: the set has none
+
+  // To nearest, ties to even; count is a multiple of kPanel. Subnormal values become 0.
+  void (*round)(const float* values, int64_t count, uint16_t* out) = nullptr;
 };
 
 struct Kernels {
@@ -32,7 +46,13 @@ struct Kernels {
   // out[i] = activation(gate[i], up[i]); count is a multiple of kPanel. Not gated: gate is unread.
   void (*activate)(const ExpertSpec& spec, const float* gate, const float* up, int64_t count,
                    float* out);
+
+  Bf16Rows bf16;
 };
+
+// Whether rows of type `hidden` meet weights of kind `weights` in bf16. They keep their own values
+// where they are bf16 (an input weight rounds them); the rows between up and down are rounded.
+bool takes_bf16_rows(const Kernels& kernels, FormatKind weights, DType hidden, RowPrecision rows);
 
 // Of this build, best first; the last one runs everywhere.
 std::span<const Kernels> all_kernels();

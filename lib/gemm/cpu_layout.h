@@ -27,7 +27,7 @@ inline constexpr int64_t kPair = 2 * kPanel;  // outputs of a panel pair
 
 // Inputs whose products are summed in one chain of FMAs; the chains' sums are added in order. Keeps
 // the error of long rows near that of short ones, and a block of a panel pair in the L1 cache.
-inline constexpr int64_t kChain = 256;
+inline constexpr int64_t kChain = 128;
 
 constexpr int64_t element_bytes(FormatKind kind) { return kind == FormatKind::f32 ? 4 : 2; }
 
@@ -67,8 +67,22 @@ constexpr Sections sections(const ExpertSpec& spec) {
   return s;
 }
 
+// Where weights narrower than f32 are widened. In registers: each weight is read from memory once
+// and widened by every tile, which costs nothing while memory is the limit. In the cache: a block
+// of a panel pair is widened once and all tiles read it as f32, which leaves the vector units to
+// FMAs.
+enum class Widening { in_registers, in_cache };
+
+constexpr Widening choose_widening(size_t weight_bytes, int64_t tiles) {
+  constexpr int64_t kManyTiles = 3;
+  return weight_bytes < sizeof(float) && tiles >= kManyTiles ? Widening::in_cache
+                                                             : Widening::in_registers;
+}
+
 // No instruction set has registers for more.
 inline constexpr int64_t kMaxTileRows = 12;
+// Nor does AMX, for rows in bf16.
+inline constexpr int64_t kMaxBf16TileRows = 32;
 
 // `rows` rows cut into the fewest tiles of at most `most` rows, as even as possible: a last tile of
 // one row would cost as much weight traffic as a full one.

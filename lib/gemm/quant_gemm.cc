@@ -339,6 +339,10 @@ class QuantGemm final : public ExpertGemm {
         Workspace(spec, quant_sections(spec), pairs, groups, concurrency).bytes);
   }
 
+  double error_bound(const ExpertSpec&, DType) const noexcept override {
+    return exact_ ? 2e-6 : 2e-2;
+  }
+
   Status run(const ExpertSpec& spec, const ExpertBatch& batch) const override {
     MOE_RETURN_IF_ERROR(supports(spec));
     const int64_t pairs = pairs_in(batch), groups = static_cast<int64_t>(batch.groups.size());

@@ -3,6 +3,9 @@
 #include <thread>
 #include <vector>
 
+#include <pthread.h>
+#include <sched.h>
+
 #include "catch.h"
 #include "moe/host.h"
 
@@ -98,6 +101,51 @@ TEST_CASE("pieces of one job do run at once", "[executor]") {
       },
       &arrived);
   CHECK(arrived == 2);
+}
+
+TEST_CASE(
+    "pieces end though another thread keeps a core busy, and workers keep the process's cores",
+    "[executor]") {
+  cpu_set_t before;
+  REQUIRE(sched_getaffinity(0, sizeof before, &before) == 0);
+  std::atomic<bool> stop{false};
+  std::thread hog([&] {  // on one core
+    int core = 0;
+    while (!CPU_ISSET(core, &before)) ++core;
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(core, &one);
+    pthread_setaffinity_np(pthread_self(), sizeof one, &one);
+    while (!stop) {
+    }
+  });
+  const auto pool = executor(2);
+  std::atomic<int> outside{0};
+  struct Context {
+    const cpu_set_t& allowed;
+    std::atomic<int>& outside;
+  } context{before, outside};
+  for (int round = 0; round < 20; ++round) {
+    Probe probe(64, 2);
+    pool->run(64, Probe::piece, &probe);
+    CHECK(probe.clean());
+    pool->run(
+        20,
+        [](void* argument, int64_t, int) {
+          const auto& c = *static_cast<Context*>(argument);
+          const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(100);
+          while (std::chrono::steady_clock::now() < end) {
+          }
+          c.outside += !CPU_ISSET(sched_getcpu(), &c.allowed);
+        },
+        &context);
+  }
+  stop = true;
+  hog.join();
+  CHECK(outside == 0);
+  cpu_set_t after;
+  REQUIRE(sched_getaffinity(0, sizeof after, &after) == 0);
+  CHECK(CPU_EQUAL(&before, &after));  // the caller's own affinity is its own affair
 }
 
 TEST_CASE("thread counts: 0 is one per usable core, nonsense is refused", "[executor]") {

@@ -36,7 +36,8 @@ TEST_CASE("same bits for 1, 2, 3 and 8 threads, and one expert after the other",
     const Prepared prepared = prepare(odd_problem(format));
     const Slots slots(*gemm, prepared);
     const auto expected = run(*gemm, prepared, slots);
-    CHECK(error_against_reference(prepared, expected) <= 2e-6);
+    CHECK(error_against_reference(prepared, expected) <=
+          gemm->error_bound(prepared.problem.spec, prepared.problem.rows));
     for (int threads : {1, 2, 3, 8}) {
       CHECK(same_bits(run(*gemm, prepared, slots, {.threads = threads}), expected));
       CHECK(same_bits(run(*gemm, prepared, slots, {threads, true}), expected));
@@ -102,15 +103,74 @@ TEST_CASE("every instruction set of this machine gives the same bits", "[gemm]")
       problem.spec.activation = activation;
       problem.tokens = 27;
       const Prepared prepared = prepare(problem);
-      const auto gemm = cpu::make_gemm(best);
+      const auto gemm = cpu::make_gemm(best, RowPrecision::exact);
       const Slots slots(*gemm, prepared);
       const auto expected = run(*gemm, prepared, slots);
+      CHECK(error_against_reference(prepared, expected) <= 2e-6);
       for (const cpu::Kernels& kernels : cpu::all_kernels()) {
         if (!kernels.available()) continue;
         INFO(kernels.name << " against " << best.name << ": " << describe(problem));
-        CHECK(same_bits(run(*cpu::make_gemm(kernels), prepared, slots), expected));
+        CHECK(same_bits(run(*cpu::make_gemm(kernels, RowPrecision::exact), prepared, slots),
+                        expected));
       }
     }
+}
+
+TEST_CASE("units for bf16 rows stay in their error class, and a row's bits are its own", "[gemm]") {
+  int sets = 0;
+  for (const cpu::Kernels& kernels : cpu::all_kernels()) {
+    if (!kernels.bf16.multiply || !kernels.available()) continue;
+    ++sets;
+    for (DType rows : {DType::bf16, DType::f32, DType::f16})
+      for (int64_t inputs : {1, 2, 31, 66, 600, 1100}) {
+        Problem problem = odd_problem(FormatKind::bf16);
+        problem.spec.hidden = inputs;
+        problem.spec.intermediate = inputs % 97 + 3;
+        problem.spec.gated = inputs % 2 == 0;
+        problem.rows = rows;
+        problem.tokens = inputs > 500 ? 40 : 217;
+        problem.input_weights = inputs == 66;
+        const Prepared prepared = prepare(problem);
+        const auto gemm = cpu::make_gemm(kernels, RowPrecision::fast);
+        const Slots slots(*gemm, prepared);
+        const auto expected = run(*gemm, prepared, slots);
+        const double error = error_against_reference(prepared, expected);
+        INFO(kernels.name << ", error " << error << ": " << describe(problem));
+        CHECK(gemm->error_bound(problem.spec, rows) == 5e-3);
+        CHECK(error <= 5e-3);
+        CHECK(same_bits(run(*gemm, prepared, slots, {.threads = 3}), expected));
+        const int64_t elements = problem.top_k * problem.spec.hidden;
+        const std::vector<float> row(expected.begin() + 5 * elements,
+                                     expected.begin() + 6 * elements);
+        if (!problem.input_weights) CHECK(same_bits(run(*gemm, alone(prepared, 5), slots), row));
+      }
+  }
+  if (sets == 0) return skip("this machine has no units for bf16 rows");
+}
+
+TEST_CASE("bf16 rows are used where the host allows them", "[gemm]") {
+  cpu::Kernels kernels = cpu::all_kernels().back();
+  const auto takes = [&](FormatKind weights, DType hidden, RowPrecision rows) {
+    return cpu::takes_bf16_rows(kernels, weights, hidden, rows);
+  };
+  kernels.bf16 = {};
+  CHECK_FALSE(takes(FormatKind::bf16, DType::bf16, RowPrecision::fast));
+  kernels.bf16.multiply = [](const cpu::Multiply&) {};
+  CHECK(takes(FormatKind::bf16, DType::bf16, RowPrecision::automatic));
+  CHECK(takes(FormatKind::bf16, DType::f32, RowPrecision::fast));
+  CHECK_FALSE(takes(FormatKind::bf16, DType::f32, RowPrecision::automatic));
+  CHECK_FALSE(takes(FormatKind::bf16, DType::f16, RowPrecision::automatic));
+  CHECK_FALSE(takes(FormatKind::bf16, DType::bf16, RowPrecision::exact));
+  CHECK_FALSE(takes(FormatKind::f16, DType::bf16, RowPrecision::fast));
+  CHECK_FALSE(takes(FormatKind::f32, DType::bf16, RowPrecision::fast));
+}
+
+TEST_CASE("narrow weights are widened once where many tiles use them", "[gemm]") {
+  using cpu::Widening;
+  CHECK(cpu::choose_widening(2, 1) == Widening::in_registers);
+  CHECK(cpu::choose_widening(2, 2) == Widening::in_registers);
+  CHECK(cpu::choose_widening(2, 3) == Widening::in_cache);
+  CHECK(cpu::choose_widening(4, 10) == Widening::in_registers);  // nothing to widen
 }
 
 TEST_CASE("long rows stay within 2e-6 of the reference", "[gemm]") {
