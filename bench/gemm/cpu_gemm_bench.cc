@@ -1,5 +1,6 @@
 // The CPU expert backend beside this machine's limits, interleaved with it: FMA peak and DRAM read.
-//   cpu_gemm_bench [shape] [format] [threads] [instruction set] [huge]
+//   cpu_gemm_bench [shape] [format] [threads] [instruction sets] [huge|small] [tokens ...]
+// Sets (avx512,amx) take turns within each point; rows are bf16 where a set has units for them.
 // Every point rotates over enough copies of the layer that weights come from DRAM.
 #include <algorithm>
 #include <chrono>
@@ -17,6 +18,7 @@
 
 #include "gemm/cpu_gemm.h"
 #include "moe/expert_gemm.h"
+#include "quant/half.h"
 
 namespace {
 
@@ -78,6 +80,8 @@ __attribute__((target("avx2"))) int64_t read_all(const std::byte* data, int64_t 
   const auto* words = reinterpret_cast<const __m256i*>(data);
   __m256i a = _mm256_setzero_si256(), b = a, c = a, d = a;
   for (int64_t i = 0; i < bytes / 32; i += 4) {
+    __builtin_prefetch(words + i + 256);  // 8 KiB: raises it by a tenth where pages are small
+    __builtin_prefetch(words + i + 258);
     a = _mm256_xor_si256(a, _mm256_loadu_si256(words + i));
     b = _mm256_xor_si256(b, _mm256_loadu_si256(words + i + 1));
     c = _mm256_xor_si256(c, _mm256_loadu_si256(words + i + 2));
@@ -140,12 +144,13 @@ double read_gbs(Executor& executor, const Mapping& memory) {
 }
 
 struct Batch {
-  std::vector<float> hidden, out;
+  std::vector<std::byte> hidden;
+  std::vector<float> out;
   std::vector<int64_t> pairs;
   std::vector<ExpertGroup> groups;
 };
 
-Batch make_batch(const Shape& shape, int64_t tokens, uint64_t seed) {
+Batch make_batch(const Shape& shape, int64_t tokens, uint64_t seed, DType rows) {
   Batch batch;
   std::mt19937_64 random(seed);
   std::vector<std::vector<int64_t>> chosen(shape.experts);
@@ -162,7 +167,10 @@ Batch make_batch(const Shape& shape, int64_t tokens, uint64_t seed) {
                             static_cast<int64_t>(chosen[e].size())});
     batch.pairs.insert(batch.pairs.end(), chosen[e].begin(), chosen[e].end());
   }
-  batch.hidden.assign(tokens * shape.hidden, 0.5f);
+  const auto elements = static_cast<size_t>(tokens * shape.hidden);
+  batch.hidden.resize(elements * bits_of(rows) / 8);
+  for (size_t i = 0; i < elements; ++i)
+    store_float(rows, batch.hidden.data(), static_cast<int64_t>(i), 0.5f);
   batch.out.resize(tokens * shape.top_k * shape.hidden);
   return batch;
 }
@@ -173,64 +181,76 @@ int main(int argc, char** argv) {
   const std::string_view only = argc > 1 ? argv[1] : "olmoe";
   const std::string_view format = argc > 2 ? argv[2] : "bf16";
   const int threads = argc > 3 ? std::atoi(argv[3]) : 0;
-  const std::string_view set = argc > 4 ? argv[4] : cpu::best_kernels().name;
+  const std::string_view sets = argc > 4 ? argv[4] : cpu::best_kernels().name;
+  const bool huge = argc > 5 && std::string_view(argv[5]) == "huge";
+  std::vector<int64_t> all_tokens = {1, 4, 16, 64, 256};
+  if (argc > 6) all_tokens.clear();
+  for (int i = 6; i < argc; ++i) all_tokens.push_back(std::atoll(argv[i]));
   const Shape* shape = std::find_if(std::begin(kShapes), std::end(kShapes),
                                     [&](const Shape& s) { return only == s.name; });
-  const auto kernels = std::find_if(cpu::all_kernels().begin(), cpu::all_kernels().end(),
-                                    [&](const cpu::Kernels& k) { return set == k.name; });
+  std::vector<const cpu::Kernels*> chosen;
+  for (const cpu::Kernels& kernels : cpu::all_kernels())
+    if (("," + std::string(sets) + ",").find("," + std::string(kernels.name) + ",") !=
+            std::string::npos &&
+        kernels.available())
+      chosen.push_back(&kernels);
   auto executor = make_executor(threads);
-  if (shape == std::end(kShapes) || kernels == cpu::all_kernels().end() || !executor.ok()) return 2;
+  if (shape == std::end(kShapes) || chosen.empty() || !executor.ok()) return 2;
   const ExpertSpec spec{.hidden = shape->hidden,
                         .intermediate = shape->intermediate,
                         .format = {format == "f32"   ? FormatKind::f32
                                    : format == "f16" ? FormatKind::f16
                                                      : FormatKind::bf16}};
-  const auto gemm = cpu::make_gemm(*kernels);
-  const size_t slot = gemm->layout(spec).bytes;
+  const size_t slot = cpu::make_gemm(*chosen[0])->layout(spec).bytes;
   const int64_t layers =
       std::max<int64_t>(1, static_cast<int64_t>(kColdBytes / (slot * shape->experts)));
-  const bool huge = argc > 5 && std::string_view(argv[5]) == "huge";
   const Mapping memory(slot * shape->experts * layers, huge);
   for (size_t i = 0; i < memory.size(); i += 2) {  // small numbers in every format
     memory.data()[i] = std::byte(i * 7);
     memory.data()[i + 1] = std::byte{0x3c};
   }
-  std::byte* slots = memory.data();
-
-  const bool avx512 = set == "avx512";
-  std::printf("%s %s %s, %d threads\n", shape->name, format.data(), kernels->name,
-              (*executor)->concurrency());
-  std::printf("%7s %10s %8s %8s | %8s %8s %8s\n", "tokens", "us", "GFLOP/s", "GB/s", "peak", "DRAM",
-              "roofline");
-  for (int64_t tokens : {1, 4, 16, 64, 256}) {
-    std::vector<double> times, peaks, reads;
+  const bool avx512 = __builtin_cpu_supports("avx512f") && sets != "avx2";
+  std::printf("%s %s, %d threads%s\n%7s %-10s %10s %8s %8s | %8s %8s %8s\n", shape->name,
+              format.data(), (*executor)->concurrency(), huge ? ", huge pages" : "", "tokens",
+              "set", "us", "GFLOP/s", "GB/s", "peak", "DRAM", "roofline");
+  for (int64_t tokens : all_tokens) {
+    std::vector<std::vector<double>> times(chosen.size());
+    std::vector<double> peaks, reads;
     Batch batch;
-    for (int round = 0; round < 9; ++round) {
-      batch = make_batch(*shape, tokens, round);
-      for (ExpertGroup& group : batch.groups)
-        group.slot = slots + (round % layers * shape->experts + group.expert) * slot;
-      const size_t bytes = gemm->workspace_bytes(spec, batch.pairs.size(), batch.groups.size(), 1);
-      const std::unique_ptr<std::byte, void (*)(void*)> workspace(
-          static_cast<std::byte*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)), std::free);
-      std::memset(workspace.get(), 0, bytes);
-      peaks.push_back(fma_gflops(**executor, avx512));
-      reads.push_back(read_gbs(**executor, memory));
-      const ExpertBatch job{.hidden = {batch.hidden.data(), DType::f32, {tokens, shape->hidden}},
-                            .top_k = shape->top_k,
-                            .groups = batch.groups,
-                            .pairs = batch.pairs.data(),
-                            .out = batch.out.data(),
-                            .executor = executor->get(),
-                            .workspace = {workspace.get(), bytes}};
-      const double begin = seconds();
-      if (!gemm->run(spec, job).ok()) return 1;
-      times.push_back(seconds() - begin);
-    }
-    const double time = median(times), peak = median(peaks), read = median(reads);
+    int64_t turn = 0;
+    for (int round = 0; round < 9; ++round)
+      for (size_t c = 0; c < chosen.size(); ++c, ++turn) {
+        const auto gemm = cpu::make_gemm(*chosen[c]);
+        const DType rows = chosen[c]->bf16.multiply ? DType::bf16 : DType::f32;
+        batch = make_batch(*shape, tokens, round, rows);
+        for (ExpertGroup& group : batch.groups)
+          group.slot = memory.data() + (turn % layers * shape->experts + group.expert) * slot;
+        const size_t bytes =
+            gemm->workspace_bytes(spec, batch.pairs.size(), batch.groups.size(), 1);
+        const std::unique_ptr<std::byte, void (*)(void*)> workspace(
+            static_cast<std::byte*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)), std::free);
+        std::memset(workspace.get(), 0, bytes);
+        peaks.push_back(fma_gflops(**executor, avx512));
+        reads.push_back(read_gbs(**executor, memory));
+        const ExpertBatch job{.hidden = {batch.hidden.data(), rows, {tokens, shape->hidden}},
+                              .top_k = shape->top_k,
+                              .groups = batch.groups,
+                              .pairs = batch.pairs.data(),
+                              .out = batch.out.data(),
+                              .executor = executor->get(),
+                              .workspace = {workspace.get(), bytes}};
+        const double begin = seconds();
+        if (!gemm->run(spec, job).ok()) return 1;
+        times[c].push_back(seconds() - begin);
+      }
+    const double peak = median(peaks), read = median(reads);
     const double flops = 6.0 * shape->hidden * shape->intermediate * batch.pairs.size();
     const double weights = static_cast<double>(slot) * batch.groups.size();
-    const double limit = std::max(flops / peak, weights / read) / 1e9;
-    std::printf("%7lld %10.1f %8.1f %8.1f | %8.1f %8.1f %8.2f\n", static_cast<long long>(tokens),
-                time * 1e6, flops / time / 1e9, weights / time / 1e9, peak, read, limit / time);
+    for (size_t c = 0; c < chosen.size(); ++c) {
+      const double time = median(times[c]), limit = std::max(flops / peak, weights / read) / 1e9;
+      std::printf("%7lld %-10s %10.1f %8.1f %8.1f | %8.1f %8.1f %8.2f\n",
+                  static_cast<long long>(tokens), chosen[c]->name, time * 1e6, flops / time / 1e9,
+                  weights / time / 1e9, peak, read, limit / time);
+    }
   }
 }
