@@ -35,7 +35,6 @@ constexpr Kernels with(Kernels kernels, const Bf16Rows& rows) {
 
 constexpr Kernels kAll[] = {
 #if HWY_TARGETS & HWY_AVX3
-    with(N_AVX3::kernels("amx", has_amx), kAmxRows),
     with(N_AVX3::kernels("avx512bf16", has_avx512_bf16), kDotProductRows),
     N_AVX3::kernels("avx512", has<HWY_AVX3>),
 #endif

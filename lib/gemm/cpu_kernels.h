@@ -26,8 +26,8 @@ struct Multiply {
 
 // Rows in bf16: a tile is [inputs / unit][rows][unit], zeros after the last input.
 struct Bf16Rows {
-  int64_t unit = 0;                             // inputs of one row that lie side by side: 2 or 32
-  int64_t max_rows = 0;                         // of a tile
+  int64_t unit = 0;      // inputs of one row that lie side by side, at most 64
+  int64_t max_rows = 0;  // of a tile
   void (*multiply)(const Multiply&) = nullptr;  // null: the set has none
 
   // To nearest, ties to even; count is a multiple of kPanel. Subnormal values become 0.

@@ -81,8 +81,6 @@ constexpr Widening choose_widening(size_t weight_bytes, int64_t tiles) {
 
 // No instruction set has registers for more.
 inline constexpr int64_t kMaxTileRows = 12;
-// Nor does AMX, for rows in bf16.
-inline constexpr int64_t kMaxBf16TileRows = 32;
 
 // `rows` rows cut into the fewest tiles of at most `most` rows, as even as possible: a last tile of
 // one row would cost as much weight traffic as a full one.
