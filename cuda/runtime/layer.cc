@@ -2,7 +2,7 @@
 
 #include "permute/cast_rows.h"
 #include "permute/combine.h"
-#include "permute/gather.h"
+#include "permute/copy_rows.h"
 #include "router/logits.h"
 #include "router/routing.h"
 #include "router/topk.h"
@@ -272,8 +272,9 @@ GroupedGemmArgs down(const Network& n) {
 
 cudaError_t enqueue_gather(const Forward& f, cudaStream_t stream) {
   if (!f.args.weights_on_input)
-    return launch_gather(
-        {f.rows, f.work.row_token, f.args.tokens, f.pairs, f.width, f.work.gathered}, stream);
+    return launch_copy_rows(
+        {f.rows, f.work.row_of_pair, f.args.tokens, f.args.top_k, f.width, f.work.gathered},
+        stream);
   CastRowsArgs cast;
   cast.from = f.args.hidden;
   cast.tokens = f.args.tokens;
