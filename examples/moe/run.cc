@@ -1,7 +1,9 @@
 // moe run: the MoE layers of a checkpoint, on rows from a file or on rows of its own.
 #include "run.h"
 
+#include <algorithm>
 #include <memory>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -16,6 +18,12 @@ Status run(const RunOptions& options) {
   if (options.input.empty() != options.output.empty())
     wrong_usage("--input and --output go together");
   parse_device(options.device);
+  std::vector<std::string> known;
+  for (const EvictionPolicyRow& row : eviction_policy_rows()) known.push_back(row.name);
+  if (!options.policy.empty() &&
+      std::find(known.begin(), known.end(), options.policy) == known.end())
+    wrong_usage("--policy: no policy is called '" + options.policy + "'." +
+                did_you_mean(options.policy, known));
   const Result<Checkpoint> checkpoint = Checkpoint::open(options.checkpoint);
   if (!checkpoint.ok()) return checkpoint.status();
   return options.input.empty() ? run_report(*checkpoint, options) : run_file(*checkpoint, options);
@@ -27,7 +35,8 @@ LayerRunner::LayerRunner(const Checkpoint& checkpoint, const RunOptions& options
     : checkpoint_(checkpoint),
       device_(parse_device(options.device)),
       gemm_(options.gemm),
-      expert_memory_(options.expert_memory) {
+      expert_memory_(options.expert_memory),
+      policy_(options.policy) {
   if (options.threads == 0) return;
   if (auto executor = make_executor(options.threads); executor.ok())
     executor_ = std::move(*executor);
@@ -47,12 +56,52 @@ Result<Model> LayerRunner::load(int32_t layer) const {
   ProgressBar bar(fmt::format("loading layer {}", layer));
   return Model::create(checkpoint_, {.device = device_,
                                      .expert_memory = expert_memory_,
+                                     .eviction = policy_,
                                      .layers = {layer},
                                      .gemm = gemm_,
                                      .host = {.executor = executor_.get()},
                                      .progress = ProgressBar::update,
                                      .progress_argument = &bar});
 }
+
+void add_paging(Json& json, const ExpertStoreStats& stats, const RunOptions& options) {
+  if (options.expert_memory == 0) return;
+  const PagingStats& paging = stats.paging;
+  json.object("paging");
+  json.value("policy", options.policy.empty() ? eviction_policy_rows()[0].name : options.policy);
+  json.value("slots", stats.capacity).value("hits", paging.hits).value("misses", paging.misses);
+  json.value("evictions", paging.evictions).value("waves", paging.waves);
+  json.value("bytes", paging.bytes_loaded);
+  json.value("stall_us", static_cast<double>(paging.stall_ns) / 1e3).end();
+}
+
+Result<TraceRecorder> TraceRecorder::create(const RunOptions& options,
+                                            const std::vector<LayerSpec>& layers) {
+  TraceRecorder recorder;
+  if (options.record_trace.empty()) return recorder;
+  std::vector<LayerExperts> recorded;
+  int32_t top_k = 1;
+  for (const LayerSpec& spec : layers) {
+    recorded.push_back({spec.layer, spec.router.num_experts});
+    top_k = std::max(top_k, spec.router.top_k);
+  }
+  Result<TraceWriter> writer = TraceWriter::create(options.record_trace, recorded, top_k);
+  if (!writer.ok()) return writer.status();
+  recorder.writer_ = std::move(*writer);
+  return recorder;
+}
+
+Status TraceRecorder::add(const LayerSpec& layer, int64_t step, const Batch& batch) {
+  if (!writer_) return {};
+  std::vector<int32_t> ids = batch.ids;
+  std::vector<float> weights = batch.weights;
+  for (int32_t& id : ids)
+    if (id >= layer.router.num_experts) id = -1;
+  return writer_->append({.step = step, .layer = layer.layer},
+                         {batch.rows, batch.top_k, ids.data(), weights.data()});
+}
+
+Status TraceRecorder::finish() { return writer_ ? writer_->finish() : Status(); }
 
 void add_run(CLI::App& app, Global& global) {
   CLI::App* command = app.add_subcommand(
@@ -70,6 +119,10 @@ void add_run(CLI::App& app, Global& global) {
       ->add_option("--expert-memory", options->expert_memory,
                    "Bytes for experts (4GiB); with fewer than a layer's, they are paged in. 0: all")
       ->transform(CLI::AsSizeValue(false));
+  command->add_option("--policy", options->policy,
+                      "With --expert-memory: who makes room; see moe simulate --help");
+  command->add_option("--record-trace", options->record_trace,
+                      "CSV file to write: which experts each row chose, for moe simulate and plan");
   command->add_option("--rows", options->rows, "Without --input: rows per layer")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();

@@ -2,11 +2,15 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "batch.h"
+#include "json.h"
 #include "moe/checkpoint.h"
 #include "moe/model.h"
+#include "moe/trace.h"
 
 namespace moe::cli {
 
@@ -15,6 +19,8 @@ struct RunOptions {
   std::string gemm;
   int threads = 0;
   size_t expert_memory = 0;
+  std::string policy;        // empty: the default
+  std::string record_trace;  // empty: nothing is recorded
   int64_t rows = 64;
   uint64_t seed = 0;
   std::vector<int32_t> layers;
@@ -37,7 +43,24 @@ class LayerRunner {
   Device device_;
   std::string gemm_;
   size_t expert_memory_;
+  std::string policy_;
   std::unique_ptr<Executor> executor_;
+};
+
+// What paging did, as the member "paging" of the innermost object; nothing where all is resident.
+void add_paging(Json& json, const ExpertStoreStats& stats, const RunOptions& options);
+
+// Writes the routing of every batch to --record-trace; does nothing without it.
+class TraceRecorder {
+ public:
+  static Result<TraceRecorder> create(const RunOptions& options,
+                                      const std::vector<LayerSpec>& layers);
+  // The forward number `step` of its layer. Zero experts count as none.
+  Status add(const LayerSpec& layer, int64_t step, const Batch& batch);
+  Status finish();
+
+ private:
+  std::optional<TraceWriter> writer_;
 };
 
 // Every tensor `layers.{i}.{name}` of the input through layer i; results into the output.

@@ -80,8 +80,9 @@ void add_results(Batch& batch, std::vector<NamedTensor>& out) {
   out.push_back({batch.name + ".topk_weights", {batch.weights.data(), DType::f32, chosen}});
 }
 
-void print(const std::vector<std::pair<int32_t, Batch>>& batches, const RunOptions& options,
-           const std::vector<std::string>& skipped) {
+void print(const std::vector<std::pair<int32_t, Batch>>& batches,
+           const std::vector<std::pair<int32_t, ExpertStoreStats>>& stores,
+           const RunOptions& options, const std::vector<std::string>& skipped) {
   if (!options.json) {
     for (const auto& [layer, batch] : batches)
       fmt::print("{}: {} rows through layer {}\n", batch.name, batch.rows, layer);
@@ -94,6 +95,12 @@ void print(const std::vector<std::pair<int32_t, Batch>>& batches, const RunOptio
     json.object().value("name", batch.name).value("layer", layer).value("rows", batch.rows);
     json.value("dtype", to_string(batch.dtype)).value("nonfinite_rows", report.nonfinite_rows);
     json.value("short_rows", report.short_rows).value("dropped", report.dropped).end();
+  }
+  json.end().array("layers");
+  for (const auto& [layer, stats] : stores) {
+    json.object().value("layer", layer);
+    add_paging(json, stats, options);
+    json.end();
   }
   json.end().array("skipped");
   for (const std::string& line : skipped) json.element(line);
@@ -114,24 +121,32 @@ Status run_file(const Checkpoint& checkpoint, const RunOptions& options) {
                   "no tensor to run; wanted layers.{i}.{name} of shape (rows, hidden)",
                   {.file = options.input});
 
+  Result<TraceRecorder> recorder = TraceRecorder::create(options, checkpoint.layers());
+  if (!recorder.ok()) return recorder.status();
+
   std::vector<std::pair<int32_t, Batch>> batches;
+  std::vector<std::pair<int32_t, ExpertStoreStats>> stores;
   for (const auto& [layer, tensors] : by_layer) {
     const Result<LayerSpec> spec = runner.spec(layer);
     Result<Model> model = runner.load(layer);
     if (!model.ok()) return model.status();
+    int64_t step = 0;
     for (const Checkpoint::Tensor& tensor : tensors) {
       Result<Batch> batch = read_batch(*file, tensor);
       if (!batch.ok()) return batch.status().at({.file = options.input, .tensor = tensor.name});
       if (Status status = forward(*model, *spec, *batch); !status.ok())
         return status.at({.tensor = tensor.name, .layer = layer});
+      if (Status status = recorder->add(*spec, step++, *batch); !status.ok()) return status;
       batches.emplace_back(layer, *std::move(batch));
     }
+    stores.emplace_back(layer, model->store().stats());
   }
 
   std::vector<NamedTensor> results;
   for (auto& [layer, batch] : batches) add_results(batch, results);
   if (Status status = write_safetensors(options.output, results); !status.ok()) return status;
-  print(batches, options, skipped);
+  if (Status status = recorder->finish(); !status.ok()) return status;
+  print(batches, stores, options, skipped);
   return {};
 }
 

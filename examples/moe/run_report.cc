@@ -26,6 +26,7 @@ struct LayerResult {
   int64_t checked_rows = 0;
   double relative_error = 0;
   double tolerance = 0;
+  ExpertStoreStats store;
 
   bool right() const { return relative_error <= tolerance; }  // false for NaN
 };
@@ -84,7 +85,7 @@ Status check(const Checkpoint& checkpoint, Batch& batch, LayerResult& result) {
 }
 
 Result<LayerResult> run_layer(const Checkpoint& checkpoint, const LayerRunner& runner,
-                              int32_t layer, const RunOptions& options) {
+                              int32_t layer, const RunOptions& options, TraceRecorder& recorder) {
   const Result<LayerSpec> spec = runner.spec(layer);
   if (!spec.ok()) return spec.status();
   Result<Model> model = runner.load(layer);
@@ -97,7 +98,9 @@ Result<LayerResult> run_layer(const Checkpoint& checkpoint, const LayerRunner& r
   result.expert_rows.resize(static_cast<size_t>(spec->router.candidates()));
   for (const int32_t id : batch.ids)
     if (id >= 0) ++result.expert_rows[static_cast<size_t>(id)];
+  result.store = model->store().stats();
   if (Status status = check(checkpoint, batch, result); !status.ok()) return status;
+  if (Status status = recorder.add(*spec, 0, batch); !status.ok()) return status;
   return result;
 }
 
@@ -119,6 +122,16 @@ void print_histogram(const std::vector<int64_t>& expert_rows) {
   }
 }
 
+void print_paging(const ExpertStoreStats& stats) {
+  const PagingStats& paging = stats.paging;
+  const int64_t needed = paging.hits + paging.misses;
+  if (needed == 0) return;
+  fmt::print("  paging    {} slots: {} hits, {} misses, {} read, {:.1f} ms waited\n",
+             stats.capacity, paging.hits, paging.misses,
+             human_bytes(static_cast<double>(paging.bytes_loaded)),
+             static_cast<double>(paging.stall_ns) / 1e6);
+}
+
 void print_layer(const LayerResult& result) {
   const ForwardReport& r = result.report;
   const auto us = [](int64_t ns) { return static_cast<double>(ns) / 1e3; };
@@ -131,6 +144,7 @@ void print_layer(const LayerResult& result) {
   fmt::print(
       "  time      route {:.1f} us, experts {:.1f} us, shared {:.1f} us, combine {:.1f} us\n",
       us(r.route_ns), us(r.experts_ns), us(r.shared_ns), us(r.combine_ns));
+  print_paging(result.store);
   fmt::print(
       "  check     {} rows against the reference: relative error {:.2g} (limit {:.0e}): {}\n",
       result.checked_rows, result.relative_error, result.tolerance,
@@ -151,6 +165,7 @@ void print_json(const std::vector<LayerResult>& results, const RunOptions& optio
     json.value("combine_us", static_cast<double>(r.combine_ns) / 1e3);
     json.value("checked_rows", result.checked_rows);
     json.value("relative_error", result.relative_error).value("right", result.right());
+    add_paging(json, result.store, options);
     json.array("expert_rows");
     for (const int64_t rows : result.expert_rows) json.element(rows);
     json.end().end();
@@ -169,13 +184,20 @@ Status run_report(const Checkpoint& checkpoint, const RunOptions& options) {
     return Status(StatusCode::not_found, "the checkpoint has no MoE layer",
                   {.file = checkpoint.directory()});
 
+  std::vector<LayerSpec> specs;
+  for (const LayerSpec& spec : checkpoint.layers())
+    if (std::find(layers.begin(), layers.end(), spec.layer) != layers.end()) specs.push_back(spec);
+  Result<TraceRecorder> recorder = TraceRecorder::create(options, specs);
+  if (!recorder.ok()) return recorder.status();
+
   std::vector<LayerResult> results;
   for (const int32_t layer : layers) {
-    Result<LayerResult> result = run_layer(checkpoint, runner, layer, options);
+    Result<LayerResult> result = run_layer(checkpoint, runner, layer, options, *recorder);
     if (!result.ok()) return result.status().at({.layer = layer});
     results.push_back(*std::move(result));
     if (!options.json) print_layer(results.back());
   }
+  if (Status status = recorder->finish(); !status.ok()) return status;
   if (options.json) print_json(results, options);
   const auto wrong = std::find_if(results.begin(), results.end(),
                                   [](const LayerResult& result) { return !result.right(); });

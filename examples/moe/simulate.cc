@@ -78,7 +78,7 @@ void print_text(const RoutingTrace& trace, const std::vector<PagingResult>& resu
   for (const PagingResult& result : results) {
     const int64_t optimum = misses_of(results, "belady", result.slots);
     const double factor = static_cast<double>(result.misses) / static_cast<double>(optimum);
-    fmt::print("{:<18}{:>8}{:>12}{:>12}{:>10.4f}{:>20.3f}\n", result.policy, result.slots,
+    fmt::print("{:<18}{:>8}{:>12}{:>12}{:>10.6f}{:>20.3f}\n", result.policy, result.slots,
                result.hits, result.misses, result.hit_rate(), factor);
   }
 }

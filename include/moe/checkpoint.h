@@ -63,11 +63,22 @@ class MOE_API Checkpoint final : public WeightSource {
   Status read_all(std::span<const WeightRead> reads) const override;
   std::string_view name() const noexcept override { return directory(); }
 
- private:
   struct Impl;
+  Impl* impl() const noexcept { return impl_.get(); }  // used by the library alone
+
+ private:
   explicit Checkpoint(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
 };
+
+// Writes the checkpoint `from` into a new folder `to`, still a Hugging Face folder that anybody
+// reads, so that an expert is read in one piece: its tensors lie side by side, the first at a
+// multiple of 4 KiB (tensors called moe.pad.{n} fill the gaps); a tensor that holds all experts
+// stays one and begins at such a multiple. moe.manifest.json has digests, which Checkpoint holds
+// against what it reads. Other files are copied; `from` is not touched. `to` must not exist
+// (already_exists) nor lie in `from`; it appears complete or not at all, also after a crash.
+MOE_API Status repack(std::string_view from, std::string_view to, Progress progress = nullptr,
+                      void* argument = nullptr);
 
 // A model that needs no download: any shape, in any family's layout. Every weight is a pure
 // function of (seed, tensor name, element index), so that a GPU can make the same one.

@@ -8,32 +8,15 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include "checkpoint/layer_set.h"
+#include "checkpoint/checkpoint_impl.h"
 #include "checkpoint/model_layers.h"
 #include "checkpoint/quantized.h"
 #include "checkpoint/read_parts.h"
 #include "checkpoint/resolve.h"
-#include "checkpoint/tensor_directory.h"
 #include "core/error.h"
 #include "core/file.h"
 
 namespace moe {
-
-struct Checkpoint::Impl {
-  Impl(const std::string& path, std::string_view model_type, TensorDirectory opened,
-       std::vector<LayerTensors> resolved, bool direct_io)
-      : directory(path),
-        family(model_type),
-        files(std::move(opened)),
-        layers(std::move(resolved)),
-        reader(direct_io) {}
-
-  std::string directory;
-  std::string family;
-  TensorDirectory files;
-  LayerSet layers;
-  BatchReader reader;
-};
 
 namespace {
 
@@ -76,8 +59,10 @@ Result<Checkpoint> Checkpoint::open(std::string_view directory, const Checkpoint
     MOE_ASSIGN_OR_RETURN(TensorDirectory files, TensorDirectory::open(path, options.log));
     MOE_ASSIGN_OR_RETURN(std::vector<LayerTensors> layers,
                          resolve_layers(*model.family, model.layers, files));
+    MOE_ASSIGN_OR_RETURN(Manifest manifest, Manifest::read(path));
     return Checkpoint(std::make_unique<Impl>(path, config.model_type(), std::move(files),
-                                             std::move(layers), options.direct_io));
+                                             std::move(layers), std::move(manifest),
+                                             options.direct_io));
   });
 }
 
@@ -123,8 +108,7 @@ Status Checkpoint::read(const WeightId& id, const MutableTensorView& out) const 
 
 Status Checkpoint::read_all(std::span<const WeightRead> reads) const {
   const int32_t layer = reads.empty() ? -1 : reads[0].id.layer;
-  return guarded({.layer = layer, .phase = Phase::load},
-                 [&] { return read_parts(impl_->layers, impl_->files, impl_->reader, reads); });
+  return guarded({.layer = layer, .phase = Phase::load}, [&] { return read_parts(*impl_, reads); });
 }
 
 }  // namespace moe

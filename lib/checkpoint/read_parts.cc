@@ -15,6 +15,7 @@ namespace {
 constexpr uint64_t kLeastGap = 16 << 10;
 
 struct Wanted {
+  const Checkpoint::Tensor* tensor = nullptr;
   LayerSet::Found found;
   MutableTensorView out;
   ByteSpan span;      // in the stored tensor
@@ -42,7 +43,7 @@ Result<std::vector<Wanted>> find_parts(const LayerSet& layers, const TensorDirec
     MOE_ASSIGN_OR_RETURN(const FileRange range,
                          files.locate(*tensor, static_cast<uint64_t>(span.offset),
                                       static_cast<uint64_t>(span.bytes)));
-    parts.push_back({std::move(found), request.out, span, range});
+    parts.push_back({tensor, std::move(found), request.out, span, range});
   }
   return parts;
 }
@@ -66,13 +67,31 @@ std::vector<FileRange> merge(std::vector<Wanted>& parts) {
   return merged;
 }
 
+// Every tensor's share of the ranges, against the manifest.
+Status verify(const Manifest& manifest, const std::vector<Wanted>& parts,
+              const std::vector<FileRange>& ranges, const BatchReader::Loan& loan) {
+  if (manifest.empty()) return {};
+  const Checkpoint::Tensor* last = nullptr;
+  for (const Wanted& part : parts) {
+    if (part.tensor == last) continue;  // gate and up of one tensor lie side by side
+    last = part.tensor;
+    const FileRange& range = ranges[part.merged];
+    const uint64_t begin = std::max(range.offset, last->offset);
+    const uint64_t end = std::min(range.offset + range.bytes, last->offset + last->bytes);
+    const std::span bytes(loan.data(part.merged) + (begin - range.offset), end - begin);
+    MOE_RETURN_IF_ERROR(manifest.check(*last, begin - last->offset, bytes));
+  }
+  return {};
+}
+
 }  // namespace
 
-Status read_parts(const LayerSet& layers, const TensorDirectory& files, BatchReader& reader,
-                  std::span<const WeightRead> reads) {
-  MOE_ASSIGN_OR_RETURN(std::vector<Wanted> parts, find_parts(layers, files, reads));
+Status read_parts(Checkpoint::Impl& checkpoint, std::span<const WeightRead> reads) {
+  MOE_ASSIGN_OR_RETURN(std::vector<Wanted> parts,
+                       find_parts(checkpoint.layers, checkpoint.files, reads));
   const std::vector<FileRange> ranges = merge(parts);
-  MOE_ASSIGN_OR_RETURN(const BatchReader::Loan loan, reader.read(ranges));
+  MOE_ASSIGN_OR_RETURN(const BatchReader::Loan loan, checkpoint.reader.read(ranges));
+  MOE_RETURN_IF_ERROR(verify(checkpoint.manifest, parts, ranges, loan));
   for (const Wanted& part : parts) {
     const uint64_t skipped = part.range.offset - ranges[part.merged].offset;
     const std::byte* first = loan.data(part.merged) + skipped;

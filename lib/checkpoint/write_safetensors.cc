@@ -68,7 +68,7 @@ Result<uint64_t> data_bytes(const SafetensorsEntry& entry) {
 }
 
 Result<std::string> safetensors_head(const std::vector<SafetensorsEntry>& entries,
-                                     std::string_view format) {
+                                     std::string_view format, uint64_t alignment) {
   JsonWriter json;
   json.begin_object();
   if (!format.empty())
@@ -89,7 +89,7 @@ Result<std::string> safetensors_head(const std::vector<SafetensorsEntry>& entrie
   }
   json.end_object();
 
-  const uint64_t length = (json.text().size() + 7) / 8 * 8;
+  const uint64_t length = (8 + json.text().size() + alignment - 1) / alignment * alignment - 8;
   if (length > kMaxSafetensorsHeader)
     return invalid_argument({},
                             "the header of {} tensors would take {} bytes; a safetensors file "

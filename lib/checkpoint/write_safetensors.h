@@ -21,9 +21,9 @@ struct SafetensorsEntry {
 Result<uint64_t> data_bytes(const SafetensorsEntry& entry);
 
 // Length and header for tensors whose data will follow without gaps in this order; the data begins
-// at a multiple of 8. `format`, unless empty, is what transformers asks "__metadata__" for ("pt").
-// Names must be UTF-8, distinct and not "__metadata__".
+// at a multiple of `alignment`, itself one of 8. `format`, unless empty, is what transformers asks
+// "__metadata__" for ("pt"). Names must be UTF-8, distinct and not "__metadata__".
 Result<std::string> safetensors_head(const std::vector<SafetensorsEntry>& entries,
-                                     std::string_view format = {});
+                                     std::string_view format = {}, uint64_t alignment = 8);
 
 }  // namespace moe

@@ -50,6 +50,28 @@ def usage():
     assert "\033" not in subprocess.run([MOE, "x"], capture_output=True, text=True, env=quiet).stderr
 
 
+def repack_and_page():
+    folder, repacked = small_model(), os.path.join(TMP.name, "repacked")
+    assert moe_json("repack", folder, repacked)["layers"] == 2
+    moe("repack", folder, repacked, code=1)  # it is there already
+    moe("repack", folder, os.path.join(folder, "inside"), code=1)
+    assert os.path.exists(os.path.join(repacked, "moe.manifest.json"))
+    trace = os.path.join(TMP.name, "trace.csv")
+    run = moe_json("run", repacked, "--rows", 3, "--expert-memory", "64KiB", "--policy", "llru",
+                   "--record-trace", trace)
+    for layer in run["layers"]:
+        paging = layer["paging"]
+        assert layer["right"] and paging["policy"] == "llru" and paging["misses"] > 0
+        assert paging["bytes"] > 0 and paging["stall_us"] > 0 and paging["slots"] < 6
+    assert "paging" not in moe_json("run", repacked, "--rows", 3)["layers"][0]
+    simulated = moe_json("simulate", "--trace", trace, "--slots", 12)
+    assert simulated["rows"] == 6 and simulated["layers"] == 2
+    chosen = sum(rows > 0 for layer in run["layers"] for rows in layer["expert_rows"])
+    assert all(r["hits"] + r["misses"] == chosen for r in simulated["results"])
+    moe("plan", "--usage", trace, "--ranks", 2)
+    assert "no policy is called 'nobody'" in moe("run", repacked, "--policy", "nobody", code=2).stderr
+
+
 def synth_and_run():
     folder = small_model()
     seen = moe_json("inspect", folder)
