@@ -35,7 +35,7 @@ namespace {
 using namespace moe;
 namespace fs = std::filesystem;
 
-constexpr size_t kOverhead = size_t{64} << 20;  // of the process, beside experts
+constexpr size_t kOverhead = size_t{128} << 20;  // of the process, beside experts
 constexpr size_t kPage = 4096;
 constexpr int64_t kWarmUp = 64;  // tokens before the clock starts
 

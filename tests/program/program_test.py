@@ -57,7 +57,7 @@ def repack_and_page():
     moe("repack", folder, os.path.join(folder, "inside"), code=1)
     assert os.path.exists(os.path.join(repacked, "moe.manifest.json"))
     trace = os.path.join(TMP.name, "trace.csv")
-    run = moe_json("run", repacked, "--rows", 3, "--expert-memory", "64KiB", "--policy", "llru",
+    run = moe_json("run", repacked, "--rows", 3, "--expert-memory", "40KiB", "--policy", "llru",
                    "--record-trace", trace)
     for layer in run["layers"]:
         paging = layer["paging"]
