@@ -396,6 +396,52 @@ TEST_CASE("a forward leaves the caller's CUDA state alone and allocates once", "
   CHECK(invariant.code() == StatusCode::unimplemented);
 }
 
+TEST_CASE("a host's own device memory serves everything and comes back", "[cuda]") {
+  if (!have_gpu()) return skip(kNoGpu);
+  class Counting final : public Allocator {
+   public:
+    void* allocate(size_t bytes, size_t) noexcept override {
+      void* memory = nullptr;
+      if (out + bytes > most || cudaMalloc(&memory, bytes) != cudaSuccess) return nullptr;
+      out += bytes;
+      return memory;
+    }
+    void deallocate(void* memory, size_t bytes, size_t) noexcept override {
+      out -= bytes;
+      cudaFree(memory);
+    }
+    size_t out = 0, most = size_t{1} << 30;
+  } memory;
+  Random random(test::seed());
+  const OwnStream stream;
+  RandomModel source({plain_layer()}, random, DType::bf16);
+  const ModelOptions options{.device = kGpu, .host = {.device_memory = &memory}};
+  const HostRows hidden(random, 20, 64, DType::bf16);
+  const DeviceRows in(hidden), out(hidden);
+  {
+    Model model = must(Model::create(source.source(), options));
+    const size_t loaded = memory.out;
+    CHECK(loaded >= model.store().stats().pool_bytes);
+    Context context = must(Context::create(model, {.stream = cuda_stream(stream.stream)}));
+    must(model.forward(context, 0, in.view(), out.mutable_view()));
+    CHECK(memory.out - loaded == must(Context::workspace_bytes(model, 20)));
+
+    memory.most = memory.out + 1000;
+    const HostRows more(random, 2000, 64, DType::bf16);
+    const DeviceRows more_in(more), more_out(more);
+    const Status full = model.forward(context, 0, more_in.view(), more_out.mutable_view());
+    CHECK(full.code() == StatusCode::resource_exhausted);
+    CHECK(full.message().find("asked") != std::string_view::npos);
+    CHECK(full.message().find("free") != std::string_view::npos);
+    must(model.forward(context, 0, in.view(), out.mutable_view()));
+  }
+  CHECK(memory.out == 0);
+  memory.most = 1000;
+  const auto refused = Model::create(source.source(), options);
+  CHECK(refused.status().code() == StatusCode::resource_exhausted);
+  CHECK(memory.out == 0);
+}
+
 TEST_CASE("a hundred forwards on the GPU have the same bits", "[cuda][mission-139]") {
   if (!have_gpu()) return skip(kNoGpu);
   Random random(test::seed());
