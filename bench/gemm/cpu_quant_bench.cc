@@ -1,5 +1,5 @@
 // int8 and int4 experts on the CPU beside this machine's limits, interleaved with them: FMA peak
-// and DRAM read.
+// and DRAM read. Medians of nine runs.
 //   cpu_quant_bench [shape] [format] [threads] [instruction set] [rows]
 // Formats: int8 (rows), int4 (groups of 32), int4g128 (with zero points); f32, f16, bf16 to
 // compare. Rows: automatic or exact.
