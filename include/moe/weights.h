@@ -32,7 +32,7 @@ enum class FormatKind : int32_t {
   f32,
   f16,
   bf16,
-  fp8_block,  // E4M3 with one f32 scale per group x group block (DeepSeek-V3)
+  fp8_block,  // E4M3; one scale per group x group block (DeepSeek-V3) or, group 0, per output
   int8,       // (q - zero) * scale; one scale per row (group 0) or per `group` inputs of a row
   int4,       // ditto, q from 0 to 15, two per byte, even input in the low nibble; zero is 8
   mxfp4,      // E2M1 with an E8M0 scale per 32 inputs

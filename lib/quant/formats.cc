@@ -1,9 +1,11 @@
 #include "quant/formats.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
 #include "core/error.h"
+#include "quant/fp8_block.h"
 #include "quant/half.h"
 #include "quant/int4.h"
 #include "quant/int8.h"
@@ -11,7 +13,7 @@
 namespace moe {
 namespace {
 
-constexpr const QuantFormat* kFormats[] = {&kInt8, &kInt4};
+constexpr const QuantFormat* kFormats[] = {&kFp8Block, &kInt8, &kInt4};
 
 // Zero, not finite, or subnormal in the type it is stored in: the mark of a dead expert.
 bool is_bad_scale(DType type, float scale) {
@@ -65,7 +67,7 @@ Dims value_shape(const Format& format, int64_t rows, int64_t columns) {
 }
 
 Dims scale_shape(const Format& format, int64_t rows, int64_t columns) {
-  const bool square = find_format(format.kind)->square;
+  const bool square = find_format(format.kind)->square && format.group > 0;
   return {square ? groups_of(format, rows) : rows, groups_of(format, columns)};
 }
 
@@ -74,6 +76,26 @@ DType value_type(const Format& format) { return find_format(format.kind)->elemen
 DType zero_type(const Format& format) {
   return format.kind == FormatKind::int8 ? DType::i8 : DType::u8;
 }
+
+namespace {
+
+Status check_elements(const QuantMatrix& m) {
+  const auto finite = find_format(m.format.kind)->finite;
+  if (!finite) return {};
+  const int64_t row = row_bytes(m.format, m.columns);
+  for (int64_t r = 0; r < m.rows; ++r) {
+    const uint8_t* values = m.values + r * row;
+    bool all = true;
+    for (int64_t i = 0; i < row; ++i) all &= finite(values[i]);
+    if (all) continue;
+    const auto bad = std::find_if_not(values, values + row, finite);
+    return error(StatusCode::data_loss, {}, "element [{}, {}] is NaN (0x{:02x})", r,
+                 (bad - values) * find_format(m.format.kind)->per_byte, *bad);
+  }
+  return {};
+}
+
+}  // namespace
 
 Status check_matrix(const QuantMatrix& m) {
   const Dims shape = scale_shape(m.format, m.rows, m.columns);
@@ -87,7 +109,7 @@ Status check_matrix(const QuantMatrix& m) {
     if (m.groups[c] < 0 || m.groups[c] >= shape[1])
       return error(StatusCode::data_loss, {}, "input {} is in group {}; there are {}", c,
                    m.groups[c], shape[1]);
-  return {};
+  return check_elements(m);
 }
 
 float round_scale(DType type, float scale) {

@@ -46,7 +46,7 @@ struct QuantFormat {
   FormatKind kind;
   DType element;        // type of the canonical matrix
   int per_byte;         // elements in one byte of it
-  bool square;          // groups span as many outputs as inputs
+  bool square;          // groups span as many outputs as inputs; group 0 spans one output
   bool integer;         // may have zero points and act-order
   const char* problem;  // what check_format() wants of `group`
   bool (*group_ok)(int32_t group);
@@ -58,6 +58,9 @@ struct QuantFormat {
   // The nearest that the format can say of row-major `values`. `out` has its format and sizes; its
   // scales are rounded to format.scale.
   void (*encode)(const float* values, QuantBuffer* out);
+
+  // Whether a byte of values holds finite elements alone; null: every byte does.
+  bool (*finite)(uint8_t byte) = nullptr;
 };
 
 // The row of a quantised format; null for f32, f16, bf16 and formats that nobody has built.
@@ -81,8 +84,9 @@ Dims scale_shape(const Format& format, int64_t rows, int64_t columns);
 DType value_type(const Format& format);
 DType zero_type(const Format& format);
 
-// ok, or data_loss naming the first scale that is zero, subnormal in its type or not finite, or the
-// first group index out of range. A matrix that passes decodes to finite numbers.
+// ok, or data_loss naming the first scale that is zero, subnormal in its type or not finite, the
+// first element that is NaN, or the first group index out of range. A matrix that passes decodes to
+// finite numbers.
 Status check_matrix(const QuantMatrix& matrix);
 
 // The scale nearest to `scale` that `type` can hold: what encoders store.
