@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -20,19 +21,17 @@ namespace moe {
 
 namespace {
 
-Status refuse_quantized(std::string_view file, const Json& config) {
-  return error(StatusCode::unimplemented, {.file = file, .phase = Phase::open},
-               "the checkpoint is quantised as {} (says {}), which is not supported yet; use the "
-               "bf16, f16 or f32 version of the model",
-               quantization_name(config), file);
-}
-
-// Formats that are named in a file of their own.
-Status check_modelopt(const std::string& directory) {
+// How the quantised modules are stored, by config.json or a file of its own; none: not quantised.
+Result<std::optional<Format>> read_format(const ModelConfig& config, const std::string& directory) {
+  if (const Json* quantization = config.quantization()) {
+    MOE_ASSIGN_OR_RETURN(const Format format, quantized_format(*quantization, "config.json"));
+    return std::optional(format);
+  }
   const std::string path = directory + "/hf_quant_config.json";
-  if (!std::filesystem::exists(path)) return {};
-  MOE_ASSIGN_OR_RETURN(const Json config, Json::read(path));
-  return refuse_quantized("hf_quant_config.json", config);
+  if (!std::filesystem::exists(path)) return std::optional<Format>();
+  MOE_ASSIGN_OR_RETURN(const Json quantization, Json::read(path));
+  MOE_ASSIGN_OR_RETURN(const Format format, quantized_format(quantization, "hf_quant_config.json"));
+  return std::optional(format);
 }
 
 Result<ModelConfig> read_config(const std::string& directory) {
@@ -53,12 +52,10 @@ Result<Checkpoint> Checkpoint::open(std::string_view directory, const Checkpoint
     const std::string path(directory);
     MOE_ASSIGN_OR_RETURN(ModelConfig config, read_config(path));
     MOE_ASSIGN_OR_RETURN(const ModelLayers model, model_layers(config));
-    if (const Json* quantization = config.quantization())
-      return refuse_quantized("config.json", *quantization);
-    MOE_RETURN_IF_ERROR(check_modelopt(path));
+    MOE_ASSIGN_OR_RETURN(const std::optional<Format> quantized, read_format(config, path));
     MOE_ASSIGN_OR_RETURN(TensorDirectory files, TensorDirectory::open(path, options.log));
     MOE_ASSIGN_OR_RETURN(std::vector<LayerTensors> layers,
-                         resolve_layers(*model.family, model.layers, files));
+                         resolve_layers(*model.family, model.layers, files, quantized));
     MOE_ASSIGN_OR_RETURN(Manifest manifest, Manifest::read(path));
     return Checkpoint(std::make_unique<Impl>(path, config.model_type(), std::move(files),
                                              std::move(layers), std::move(manifest),

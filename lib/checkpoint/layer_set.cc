@@ -37,7 +37,7 @@ Result<LayerSet::Found> LayerSet::find(const WeightId& id) const {
     return error(StatusCode::not_found, place_of(id), "expert {} of layer {} is not one of 0 to {}",
                  id.expert, id.layer, experts - 1);
   Found found{&*layer, layer->slice(part, id.expert), {}};
-  layer->name(*found.slice.rule, id.expert, &found.name);
+  layer->name(part, id.expert, &found.name);
   return found;
 }
 

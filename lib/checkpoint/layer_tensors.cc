@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <charconv>
 
+#include "quant/formats.h"
+
 namespace moe {
 namespace {
 
@@ -59,7 +61,22 @@ void add_expert_parts(const ExpertSpec& expert, Owner owner, std::vector<Part>* 
     if (expert.gated || kind != gate_bias) parts->push_back({kind, owner});
 }
 
+// A scale for every group: what is grouped counts once.
+Extents grouped(Extents extents, const Format& format, WeightKind matrix) {
+  const CanonicalAxes axes = canonical_axes(matrix);
+  for (int64_t* extent : {&extents.hidden, &extents.intermediate})
+    if (format.group > 0) *extent = groups_of(format, *extent);
+  if (format.group == 0) (axes.column == 'h' ? extents.hidden : extents.intermediate) = 1;
+  return extents;
+}
+
 }  // namespace
+
+WeightKind matrix_of(WeightKind kind) {
+  if (kind < WeightKind::gate_scale) return kind;
+  const int place = (static_cast<int>(kind) - static_cast<int>(WeightKind::gate_scale)) % 3;
+  return static_cast<WeightKind>(static_cast<int>(WeightKind::gate) + place);
+}
 
 Dims canonical_shape(const LayerSpec& spec, const Part& part) {
   const Extents extents = extents_of(spec, part.owner);
@@ -79,6 +96,8 @@ LayerTensors::LayerTensors(std::string prefix, FamilyLayer layer)
 }
 
 bool LayerTensors::has(const Part& part) const {
+  if (is_scale(part.kind))
+    return has({matrix_of(part.kind), part.owner}) && is_quantised(format(part.owner).kind);
   return std::any_of(parts_.begin(), parts_.end(),
                      [&](const Part& p) { return p.kind == part.kind && p.owner == part.owner; });
 }
@@ -103,11 +122,38 @@ void LayerTensors::name(const TensorRule& rule, int32_t expert, std::string* out
   out->append(rule.name.substr(hole + 3));
 }
 
+void LayerTensors::name(const Part& part, int32_t expert, std::string* out) const {
+  name(rule({matrix_of(part.kind), part.owner}), expert, out);
+  if (is_scale(part.kind)) out->append(scales(part.owner).suffix);
+}
+
+StoredLayout LayerTensors::scale_layout(const Part& matrix) const {
+  const Extents extents =
+      grouped(extents_of(spec(), matrix.owner), format(matrix.owner), matrix.kind);
+  return stored_layout(rule(matrix).axes, extents);
+}
+
+TensorSlice LayerTensors::scale_slice(const Part& part, int32_t expert) const {
+  const Part matrix = {matrix_of(part.kind), part.owner};
+  const Dims shape = canonical_shape(spec(), matrix);
+  TensorSlice slice{.rule = &rule(matrix),
+                    .stored = scale_layout(matrix),
+                    .shape = scale_shape(format(part.owner), shape[0], shape[1])};
+  if (scales(part.owner).single) return slice;
+  const CanonicalAxes axes = canonical_axes(matrix.kind);
+  slice.row_step = slice.stored.step(axes.row);
+  slice.column_step = slice.stored.step(axes.column);
+  if (part.owner == Owner::routed) slice.base += expert * slice.stored.step('e');
+  if (matrix.kind == WeightKind::up) slice.base += slice.stored.step('g');
+  return slice;
+}
+
 StoredLayout LayerTensors::layout(const TensorRule& rule) const {
   return stored_layout(rule.axes, extents_of(spec(), rule.owner));
 }
 
 TensorSlice LayerTensors::slice(const Part& part, int32_t expert) const {
+  if (is_scale(part.kind)) return scale_slice(part, expert);
   const TensorRule& rule = this->rule(part);
   const CanonicalAxes axes = canonical_axes(part.kind);
   TensorSlice slice{.rule = &rule, .stored = layout(rule), .shape = canonical_shape(spec(), part)};

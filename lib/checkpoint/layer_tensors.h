@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "checkpoint/axes.h"
@@ -31,6 +32,19 @@ struct Part {
 
 inline constexpr bool is_expert_kind(WeightKind kind) { return kind >= WeightKind::gate; }
 
+inline constexpr bool is_scale(WeightKind kind) {
+  return kind >= WeightKind::gate_scale && kind <= WeightKind::down_scale;
+}
+
+// The matrix that a scale, zero point or group index belongs to; other kinds are their own.
+WeightKind matrix_of(WeightKind kind);
+
+// How a checkpoint stores the scales of an owner's quantised matrices.
+struct StoredScales {
+  std::string_view suffix;  // behind the matrix's name: "_scale_inv"
+  bool single = false;      // one number for the whole matrix
+};
+
 // Shape of a canonical tensor; kAnyExtent for the vocabulary, rank 0 for scales.
 Dims canonical_shape(const LayerSpec& spec, const Part& part);
 
@@ -51,21 +65,33 @@ class LayerTensors {
   void choose(const Part& part, const TensorRule& rule) { chosen_[index(part)] = &rule; }
   const TensorRule& rule(const Part& part) const { return *chosen_[index(part)]; }
 
+  // Scales follow the matrices' rules; the format is the spec's.
+  void choose_scales(Owner owner, const StoredScales& scales) { scales_[of(owner)] = scales; }
+  const StoredScales& scales(Owner owner) const { return scales_[of(owner)]; }
+  StoredLayout scale_layout(const Part& matrix) const;
+
   // Writes the stored tensor's name, "" for kZeros; `expert` counts where the name has an {e}.
+  void name(const Part& part, int32_t expert, std::string* out) const;
   void name(const TensorRule& rule, int32_t expert, std::string* out) const;
   StoredLayout layout(const TensorRule& rule) const;
   TensorSlice slice(const Part& part, int32_t expert) const;
 
  private:
   static constexpr int kKinds = static_cast<int>(WeightKind::down_group) + 1;
+  static int of(Owner owner) { return owner == Owner::shared; }
   static int index(const Part& part) {
-    return static_cast<int>(part.kind) + (part.owner == Owner::shared ? kKinds : 0);
+    return static_cast<int>(part.kind) + of(part.owner) * kKinds;
   }
+  const Format& format(Owner owner) const {
+    return owner == Owner::shared ? spec().shared->expert.format : spec().expert.format;
+  }
+  TensorSlice scale_slice(const Part& part, int32_t expert) const;
 
   std::string prefix_;
   FamilyLayer layer_;
   std::vector<Part> parts_;
   const TensorRule* chosen_[2 * kKinds] = {};
+  StoredScales scales_[2];
 };
 
 // Whether `rule` names one tensor per expert.

@@ -33,13 +33,6 @@ Role role_of(WeightKind kind) {
   return kind <= WeightKind::down_zero ? Role::zero : Role::group;
 }
 
-// The matrix that a scale, zero point or group index belongs to.
-WeightKind matrix_of(WeightKind kind) {
-  if (kind < WeightKind::gate_scale) return kind;
-  const int place = (static_cast<int>(kind) - static_cast<int>(WeightKind::gate_scale)) % 3;
-  return static_cast<WeightKind>(static_cast<int>(WeightKind::gate) + place);
-}
-
 // Shape of the tensor that plays `role` for a matrix of shape `matrix`; rank 0: the format has
 // none.
 Dims role_shape(const Format& format, Role role, const Dims& matrix) {

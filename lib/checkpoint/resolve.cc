@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "checkpoint/scale_rules.h"
 #include "checkpoint/shard_list.h"
 #include "core/error.h"
 
@@ -41,6 +42,8 @@ bool matches(const Dims& wanted, const Dims& got) {
   return true;
 }
 
+bool is_matrix(WeightKind kind) { return kind >= WeightKind::gate && kind <= WeightKind::down; }
+
 bool is_weight_type(DType type) {
   return type == DType::bf16 || type == DType::f16 || type == DType::f32;
 }
@@ -64,8 +67,9 @@ constexpr std::pair<std::string_view, std::string_view> kQuantisedNames[] = {
 
 class Resolver {
  public:
-  Resolver(const Family& family, const TensorDirectory& directory)
-      : family_(family), directory_(directory) {}
+  Resolver(const Family& family, const TensorDirectory& directory,
+           const std::optional<Format>& quantized)
+      : family_(family), directory_(directory), scales_(directory, quantized) {}
 
   // Finds what precedes a layer's index by the first router weight that is there.
   Status choose_prefix(const std::vector<FamilyLayer>& layers) {
@@ -84,6 +88,7 @@ class Resolver {
   Result<LayerTensors> resolve(const FamilyLayer& layer) {
     LayerTensors tensors(prefix_of(before_, layer), layer);
     first_[0] = first_[1] = nullptr;
+    scales_.begin_layer();
     for (const Part& part : tensors.parts()) MOE_RETURN_IF_ERROR(choose(part, &tensors));
     // Without a router weight of the right shape, num_experts is only a claim: do not loop over it.
     const bool experts = find(tensors, tensors.rule(kRouterWeight), 0) != nullptr;
@@ -173,6 +178,8 @@ class Resolver {
                                 "the file or config.json belongs to another model",
                                 tensor->name, tensor->file, shape_text(tensor->shape),
                                 shape_text(wanted), rule.axes);
+      if (is_matrix(part.kind) && tensor->dtype == DType::f8_e4m3)
+        MOE_RETURN_IF_ERROR(scales_.check(part, *tensor, place, tensors));
     }
     return {};
   }
@@ -195,11 +202,12 @@ class Resolver {
   Status check_type(const Part& part, const Tensor& tensor, const Place& place,
                     LayerTensors* tensors) {
     const bool index = part.kind == WeightKind::router_token_experts;
-    if (index ? !is_index(tensor.dtype) : !is_weight_type(tensor.dtype))
+    const bool fp8 = is_matrix(part.kind) && tensor.dtype == DType::f8_e4m3;
+    if (index ? !is_index(tensor.dtype) : !is_weight_type(tensor.dtype) && !fp8)
       return error(StatusCode::unimplemented, place, "{} in {} is stored as {}; {} can be read",
                    tensor.name, tensor.file, to_safetensors(tensor.dtype),
                    index ? "I32 and I64" : "F32, F16 and BF16");
-    if (part.kind < WeightKind::gate || part.kind > WeightKind::down) return {};
+    if (!is_matrix(part.kind)) return {};
     LayerSpec& spec = tensors->spec();
     ExpertSpec& expert = part.owner == Owner::shared ? spec.shared->expert : spec.expert;
     const Tensor*& first = first_[part.owner == Owner::shared];
@@ -210,7 +218,7 @@ class Resolver {
                               "layer must share one type",
                               tensor.name, tensor.file, to_safetensors(tensor.dtype), first->name,
                               to_safetensors(first->dtype));
-    expert.format = {format_of(tensor.dtype)};
+    if (!fp8) expert.format = {format_of(tensor.dtype)};
     return {};
   }
 
@@ -230,6 +238,7 @@ class Resolver {
   const Family& family_;
   const TensorDirectory& directory_;
   std::string_view before_ = kPrefixes[0];
+  ScaleRules scales_;
   const Tensor* first_[2] = {};  // matrix of the layer's routed and shared experts
   std::string name_;
   NameList missing_;
@@ -239,8 +248,9 @@ class Resolver {
 
 Result<std::vector<LayerTensors>> resolve_layers(const Family& family,
                                                  const std::vector<FamilyLayer>& layers,
-                                                 const TensorDirectory& directory) {
-  Resolver resolver(family, directory);
+                                                 const TensorDirectory& directory,
+                                                 const std::optional<Format>& quantized) {
+  Resolver resolver(family, directory, quantized);
   std::vector<LayerTensors> resolved;
   if (layers.empty()) return resolved;
   MOE_RETURN_IF_ERROR(resolver.choose_prefix(layers));

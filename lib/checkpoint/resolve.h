@@ -1,6 +1,7 @@
 // Matches the layers that config.json promises with the tensors that are there.
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "checkpoint/layer_tensors.h"
@@ -10,8 +11,10 @@ namespace moe {
 
 // Chooses prefix, names and layouts by what is present, and checks every tensor of every layer:
 // presence, type, shape. Sets the formats in the specs. A refusal names all that is missing.
+// `quantized` is the format of those matrices that are (quantized.h).
 Result<std::vector<LayerTensors>> resolve_layers(const Family& family,
                                                  const std::vector<FamilyLayer>& layers,
-                                                 const TensorDirectory& directory);
+                                                 const TensorDirectory& directory,
+                                                 const std::optional<Format>& quantized);
 
 }  // namespace moe
