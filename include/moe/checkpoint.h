@@ -90,8 +90,10 @@ struct SyntheticSpec {
   int64_t hidden = 64;                    // elements of a row
   int64_t intermediate = 48;              // of one expert
   int64_t shared_intermediate = 0;  // 0: what the family's preset has, if it has shared experts
-  DType dtype = DType::bf16;        // of every tensor
-  uint64_t seed = 0;                // of every weight
+  // Of every tensor; f8_e4m3: of the experts' matrices, with a scale per 128 x 128 block, and bf16
+  // for the rest.
+  DType dtype = DType::bf16;
+  uint64_t seed = 0;                       // of every weight
   int64_t shard_bytes = int64_t{5} << 30;  // most bytes of one safetensors file
 };
 

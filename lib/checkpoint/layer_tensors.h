@@ -39,6 +39,13 @@ inline constexpr bool is_scale(WeightKind kind) {
 // The matrix that a scale, zero point or group index belongs to; other kinds are their own.
 WeightKind matrix_of(WeightKind kind);
 
+// The scales of `matrix`: gate, up or down.
+inline constexpr WeightKind scale_of(WeightKind matrix) {
+  constexpr int kStep =
+      static_cast<int>(WeightKind::gate_scale) - static_cast<int>(WeightKind::gate);
+  return static_cast<WeightKind>(static_cast<int>(matrix) + kStep);
+}
+
 // How a checkpoint stores the scales of an owner's quantised matrices.
 struct StoredScales {
   std::string_view suffix;  // behind the matrix's name: "_scale_inv"

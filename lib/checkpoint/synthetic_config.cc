@@ -27,8 +27,9 @@ Status check(const SyntheticSpec& spec, const Family& family) {
   MOE_RETURN_IF_ERROR(in_range("intermediate", spec.intermediate, 1, kMost));
   MOE_RETURN_IF_ERROR(in_range("shared_intermediate", spec.shared_intermediate, 0, kMost));
   MOE_RETURN_IF_ERROR(in_range("shard_bytes", spec.shard_bytes, 1, int64_t{1} << 60));
-  if (spec.dtype != DType::bf16 && spec.dtype != DType::f16 && spec.dtype != DType::f32)
-    return invalid_argument({}, "SyntheticSpec::dtype is {}, wanted bf16, f16 or f32",
+  if (spec.dtype != DType::bf16 && spec.dtype != DType::f16 && spec.dtype != DType::f32 &&
+      spec.dtype != DType::f8_e4m3)
+    return invalid_argument({}, "SyntheticSpec::dtype is {}, wanted bf16, f16, f32 or f8_e4m3",
                             to_string(spec.dtype));
   const bool counted = family.synthetic.find("$shared_experts") != std::string_view::npos;
   if (counted && spec.shared_intermediate % spec.intermediate != 0)
@@ -45,8 +46,13 @@ Status check(const SyntheticSpec& spec, const Family& family) {
 }
 
 const char* torch_name(DType type) {
-  return type == DType::bf16 ? "bfloat16" : type == DType::f16 ? "float16" : "float32";
+  return type == DType::f16 ? "float16" : type == DType::f32 ? "float32" : "bfloat16";
 }
+
+// As DeepSeek-V3 publishes it.
+constexpr std::string_view kFp8 = R"("quantization_config": {"quant_method": "fp8", "fmt": "e4m3",
+    "activation_scheme": "dynamic", "weight_block_size": [128, 128]},
+  )";
 
 void replace_all(std::string* text, std::string_view from, std::string_view to) {
   for (size_t at = 0; (at = text->find(from, at)) != std::string::npos; at += to.size())
@@ -91,11 +97,12 @@ Result<std::string> synthetic_config(const SyntheticSpec& spec, const Family& fa
   "num_key_value_heads": 1,
   "head_dim": 64,
   "vocab_size": 256,
-  {}
+  {}{}
 }}
 )",
       family.architecture, family.model_type, torch_name(spec.dtype), torch_name(spec.dtype),
-      spec.hidden, spec.layers, spec.top_k, family.activation, family.synthetic);
+      spec.hidden, spec.layers, spec.top_k, family.activation,
+      spec.dtype == DType::f8_e4m3 ? kFp8 : "", family.synthetic);
 
   // As many groups as DeepSeek-V3 has, where the experts can be dealt out to them.
   const bool grouped =

@@ -18,6 +18,7 @@
 #include "gemm/cpu_layout.h"
 #include "gemm/cpu_pack.h"
 #include "gemm/problem.h"
+#include "quant/formats.h"
 
 namespace moe::cpu {
 namespace {
@@ -94,6 +95,7 @@ class Run {
     switch (spec.format.kind) {
       case FormatKind::f32: multiply_ = kernels.multiply_f32; break;
       case FormatKind::f16: multiply_ = kernels.multiply_f16; break;
+      case FormatKind::fp8_block: multiply_ = kernels.multiply_fp8; break;
       default: multiply_ = form_.bf16 ? kernels.bf16.multiply : kernels.multiply_bf16;
     }
     GroupStart start;
@@ -193,6 +195,7 @@ class Run {
                .first_tile = chunk.first_tile,
                .tile_count = chunk.tile_count,
                .sums = sums,
+               .group = spec_.format.group,
                .bf16_x = reinterpret_cast<const uint16_t*>(x)});
   }
 
@@ -290,12 +293,14 @@ class CpuGemm final : public ExpertGemm {
 
   Status supports(const ExpertSpec& spec) const override {
     MOE_RETURN_IF_ERROR(check_spec(spec));
-    return check_float_format(spec, name());
+    return spec.format.kind == FormatKind::fp8_block ? check_fp8(spec.format)
+                                                     : check_float_format(spec, name());
   }
 
   SlotLayout layout(const ExpertSpec& spec) const override {
-    return {std::string("cpu-panels16-") + to_string(spec.format.kind),
-            static_cast<size_t>(sections(spec).bytes), 64};
+    Format packed = spec.format;
+    packed.scale = DType::f32;  // whatever the source has: a slot's scales are f32
+    return {"cpu-panels16-" + format_name(packed), static_cast<size_t>(sections(spec).bytes), 64};
   }
 
   Status pack(const ExpertSpec& spec, const WeightSource& source, int32_t layer, int32_t expert,
@@ -328,6 +333,15 @@ class CpuGemm final : public ExpertGemm {
   }
 
  private:
+  // A 16-bit lane holds two inputs, which must have one scale.
+  static Status check_fp8(const Format& format) {
+    MOE_RETURN_IF_ERROR(check_format(format));
+    if (format.group % 2 == 0) return {};
+    return error(StatusCode::unimplemented, {.phase = Phase::plan},
+                 "fp8 has a scale per {0} x {0} block; cpu computes from blocks of an even size",
+                 format.group);
+  }
+
   const Kernels& kernels_;
   const RowPrecision rows_;
 };

@@ -79,6 +79,18 @@ struct Bf16 {
   }
 };
 
+// E4M3 is f16 with a shorter exponent: shifted into place it is the value times 2^-8, subnormals
+// included. Both inputs of an output lie in one 16-bit lane; kOdd is the upper.
+template <int kOdd>
+HWY_INLINE V widen_fp8(const uint8_t* pairs, V scale) {
+  const hn::Rebind<int16_t, D> d16;
+  const hn::Rebind<hwy::float16_t, D> half;
+  auto both = hn::Load(d16, reinterpret_cast<const int16_t*>(pairs));
+  if constexpr (kOdd == 0) both = hn::ShiftLeft<8>(both);
+  const auto bits = hn::And(hn::ShiftRight<1>(both), hn::Set(d16, static_cast<int16_t>(0xbf80)));
+  return hn::Mul(hn::PromoteTo(D(), hn::BitCast(half, bits)), scale);
+}
+
 // ---- products
 
 // Cache lines of weights that are fetched while a tile is computed, so that the next block of the
@@ -210,6 +222,45 @@ void multiply(const Multiply& m) {
   }
 }
 
+// Inputs [begin, begin + count) of both panels of a pair, times their scales, as f32 panels
+// [count][kPanel], kChain * kPanel apart. Rounded once: an element times its scale.
+HWY_INLINE void widen_fp8_block(const Multiply& m, int64_t begin, int64_t count, float* out) {
+  const auto* codes = reinterpret_cast<const uint8_t*>(m.panels);
+  const auto* scales = reinterpret_cast<const float*>(codes + m.inputs * kPair);
+  const int64_t group = m.group > 0 ? m.group : m.inputs;
+  for (int64_t at = begin; at < begin + count;) {
+    const int64_t end = std::min(begin + count, (at / group + 1) * group);
+    for (int64_t v = 0; v < 2 * kPanelVectors; ++v) {
+      const int64_t panel = v / kPanelVectors, lane = v % kPanelVectors * kLanes;
+      const uint8_t* from = codes + panel * m.inputs * kPanel + 2 * lane;
+      float* to = out + (panel * kChain - begin) * kPanel + lane;
+      const V scale =
+          hn::Mul(hn::Load(D(), scales + at / group * kPair + panel * kPanel + lane), set(256.0f));
+      for (int64_t i = at; i < end; i += 2) {
+        hn::Store(widen_fp8<0>(from + i * kPanel, scale), D(), to + i * kPanel);
+        hn::Store(widen_fp8<1>(from + i * kPanel, scale), D(), to + (i + 1) * kPanel);
+      }
+    }
+    at = end;
+  }
+}
+
+// fp8 is widened a block at a time, which stays in the L1 cache for all rows of the chunk.
+void multiply_fp8(const Multiply& m) {
+  static constexpr auto kTiles = tile_functions<F32>(std::make_integer_sequence<int, kMaxRows>());
+  alignas(64) float block[2 * kChain * kPanel];
+  const int64_t first_row = m.tiles.first_row(m.first_tile);
+  for (int64_t begin = 0; begin < m.inputs; begin += kChain) {
+    const int64_t count = std::min(kChain, m.inputs - begin);
+    widen_fp8_block(m, begin, count, block);
+    for (int64_t t = m.first_tile; t < m.first_tile + m.tile_count; ++t) {
+      const int64_t row = m.tiles.first_row(t) - first_row, rows = m.tiles.size(t);
+      kTiles[rows - 1](block, kChain * kPanel, m.x + row * m.inputs + begin * rows, count / 2,
+                       begin == 0, m.sums + row * kPair);
+    }
+  }
+}
+
 // ---- activations; formulas in moe/weights.h
 
 // Within 2 ulp; x is clamped to where the result is a normal number.
@@ -299,7 +350,8 @@ void activate(const ExpertSpec& spec, const float* gate, const float* up, int64_
 }
 
 constexpr Kernels kernels(const char* name, bool (*available)()) {
-  return {name, available, kMaxRows, multiply<F32>, multiply<F16>, multiply<Bf16>, activate};
+  return {name,          available,      kMaxRows,     multiply<F32>,
+          multiply<F16>, multiply<Bf16>, multiply_fp8, activate};
 }
 
 }  // namespace HWY_NAMESPACE

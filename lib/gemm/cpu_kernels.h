@@ -20,6 +20,7 @@ struct Multiply {
   int64_t first_tile = 0;
   int64_t tile_count = 0;
   float* sums = nullptr;  // (rows of these tiles, kPair); 64-byte aligned, written
+  int64_t group = 0;      // fp8 only: inputs that share a scale, even; 0: all
 
   const uint16_t* bf16_x = nullptr;  // instead of x, for Bf16Rows
 };
@@ -42,6 +43,7 @@ struct Kernels {
   void (*multiply_f32)(const Multiply&);
   void (*multiply_f16)(const Multiply&);
   void (*multiply_bf16)(const Multiply&);
+  void (*multiply_fp8)(const Multiply&);
 
   // out[i] = activation(gate[i], up[i]); count is a multiple of kPanel. Not gated: gate is unread.
   void (*activate)(const ExpertSpec& spec, const float* gate, const float* up, int64_t count,

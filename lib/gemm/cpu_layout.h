@@ -10,6 +10,7 @@
 //   f32, f16      [inputs][16]
 //   bf16          [inputs / 2][16][2]   one 32-bit lane holds two inputs of one output: a shift and
 //                                       a mask widen it, and dot-product units read it as it is
+//   fp8_block     [inputs / 2][16][2]   behind each pair of panels its scales, f32 [groups][32]
 // Padding is zero. Sections start at multiples of 64 bytes.
 #pragma once
 
@@ -29,7 +30,21 @@ inline constexpr int64_t kPair = 2 * kPanel;  // outputs of a panel pair
 // the error of long rows near that of short ones, and a block of a panel pair in the L1 cache.
 inline constexpr int64_t kChain = 128;
 
-constexpr int64_t element_bytes(FormatKind kind) { return kind == FormatKind::f32 ? 4 : 2; }
+constexpr int64_t element_bytes(FormatKind kind) {
+  return kind == FormatKind::f32 ? 4 : kind == FormatKind::fp8_block ? 1 : 2;
+}
+
+// Groups of inputs with a scale of their own; 0 where the format has no scales.
+constexpr int64_t scale_groups(const Format& format, int64_t inputs) {
+  if (format.kind != FormatKind::fp8_block) return 0;
+  return format.group > 0 ? (inputs + format.group - 1) / format.group : 1;
+}
+
+// A panel pair over `inputs` inputs, an even number.
+constexpr int64_t pair_bytes(const Format& format, int64_t inputs) {
+  return inputs * kPair * element_bytes(format.kind) +
+         scale_groups(format, inputs) * kPair * int64_t{sizeof(float)};
+}
 
 // Byte offsets from the start of a slot. Needs check_spec() and a format of element_bytes().
 struct Sections {
@@ -57,8 +72,8 @@ constexpr Sections sections(const ExpertSpec& spec) {
   s.intermediate_inputs = round_up(spec.intermediate, 2);
   s.gate_up_pairs = pairs(spec.intermediate, outputs_of_pair(spec));
   s.down_pairs = pairs(spec.hidden, kPair);
-  s.gate_up_pair_bytes = s.hidden_inputs * kPair * element_bytes(spec.format.kind);
-  s.down_pair_bytes = s.intermediate_inputs * kPair * element_bytes(spec.format.kind);
+  s.gate_up_pair_bytes = pair_bytes(spec.format, s.hidden_inputs);
+  s.down_pair_bytes = pair_bytes(spec.format, s.intermediate_inputs);
   const int64_t bias_bytes = spec.bias ? kPair * int64_t{sizeof(float)} : 0;
   s.down = s.gate_up_pairs * s.gate_up_pair_bytes;
   s.gate_up_bias = s.down + s.down_pairs * s.down_pair_bytes;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/error.h"
+#include "gemm/read_matrix.h"
 #include "gemm/reference.h"
 #include "quant/half.h"
 
@@ -182,6 +183,33 @@ void zero_odd_panels(const ExpertSpec& spec, const Sections& at, std::byte* slot
   zero(at.down_bias, spec.hidden, kBiasPair);
 }
 
+// Codes in pairs of inputs as bf16's; behind them every output's scale of every group.
+void pack_fp8_panels(const QuantMatrix& from, const Target& to) {
+  const int64_t pair_size = pair_bytes(from.format, to.panel_inputs);
+  const int64_t groups = groups_of(from.format, from.columns);
+  const int64_t high = std::max(from.format.group, 1);  // outputs that share a scale
+  for (int64_t output = 0; output < from.rows; ++output) {
+    const int64_t panel = to.offset + output / kPanel * to.step, lane = output % kPanel;
+    std::byte* pair = to.section + panel / 2 * pair_size;
+    auto* codes = reinterpret_cast<uint8_t*>(pair) + panel % 2 * kPanel * to.panel_inputs;
+    const uint8_t* row = from.values + output * from.columns;
+    for (int64_t i = 0; i < from.columns; ++i) codes[position<ToBf16>(i, lane)] = row[i];
+    auto* scales = reinterpret_cast<float*>(pair + to.panel_inputs * kPair);
+    for (int64_t g = 0; g < groups; ++g)
+      scales[g * kPair + panel % 2 * kPanel + lane] = from.scales[output / high * groups + g];
+  }
+}
+
+// A matrix of a quantised source, widened to f32.
+Result<Matrix> widened(const WeightSource& source, const WeightId& id, int64_t outputs,
+                       int64_t inputs) {
+  MOE_ASSIGN_OR_RETURN(const std::vector<float> values,
+                       read_dequantised(source, id, outputs, inputs));
+  Matrix matrix(DType::f32, outputs, inputs);
+  std::memcpy(matrix.bytes.get(), values.data(), values.size() * sizeof(float));
+  return matrix;
+}
+
 }  // namespace
 
 Status pack_expert(const ExpertSpec& spec, const WeightSource& source, int32_t layer,
@@ -189,20 +217,34 @@ Status pack_expert(const ExpertSpec& spec, const WeightSource& source, int32_t l
   const Sections at = sections(spec);
   std::vector<Piece> pieces = pieces_of(spec, at, slot);
   std::vector<WeightRead> reads;
+  const bool fp8 = spec.format.kind == FormatKind::fp8_block;
+  const bool quantised = is_quantised(source_format(source, layer, expert).kind);
+  if (fp8) std::memset(slot, 0, static_cast<size_t>(at.bytes));
   for (Piece& piece : pieces) {
     const WeightId id{layer, piece.kind, expert};
+    if (fp8 && !piece.is_bias()) {
+      MOE_ASSIGN_OR_RETURN(const QuantBuffer from,
+                           read_quantised(source, id, spec.format, piece.outputs, piece.inputs));
+      pack_fp8_panels(from.view(), piece.to);
+      continue;
+    }
+    if (quantised && !piece.is_bias()) {
+      MOE_ASSIGN_OR_RETURN(piece.from, widened(source, id, piece.outputs, piece.inputs));
+      continue;
+    }
     MOE_ASSIGN_OR_RETURN(const DType dtype, float_type(source, id, piece.shape()));
     piece.from = Matrix(dtype, piece.outputs, std::max<int64_t>(1, piece.inputs));
     reads.push_back({id, {piece.from.bytes.get(), piece.from.dtype, piece.shape()}});
   }
   MOE_RETURN_IF_ERROR(source.read_all(reads));
   for (const Piece& piece : pieces) {
+    if (fp8 && !piece.is_bias()) continue;
     const FormatKind kind = piece.is_bias() ? FormatKind::f32 : spec.format.kind;
     if (!pack_matrix(kind, piece.from, piece.to))
       return error(StatusCode::out_of_range, {.tensor = to_string(piece.kind)},
                    "a weight is beyond f16's 65504; load this model as bf16 or f32");
   }
-  zero_odd_panels(spec, at, slot);
+  if (!fp8) zero_odd_panels(spec, at, slot);
   return {};
 }
 

@@ -15,8 +15,8 @@ using namespace moe::test;
 namespace {
 
 // Over one chain of FMAs, several tiles and chunks, odd everywhere.
-Problem odd_problem(FormatKind format) {
-  return {.spec = {.hidden = 291, .intermediate = 67, .bias = true, .format = {format}},
+Problem odd_problem(const Format& format) {
+  return {.spec = {.hidden = 291, .intermediate = 67, .bias = true, .format = format},
           .experts = 3,
           .top_k = 2,
           .tokens = 217,
@@ -25,14 +25,15 @@ Problem odd_problem(FormatKind format) {
           .seed = seed()};
 }
 
-constexpr FormatKind kFormats[] = {FormatKind::f32, FormatKind::f16, FormatKind::bf16};
+constexpr Format kFormats[] = {
+    {FormatKind::f32}, {FormatKind::f16}, {FormatKind::bf16}, {FormatKind::fp8_block, 128}};
 
 }  // namespace
 
 TEST_CASE("same bits for 1, 2, 3 and 8 threads, and one expert after the other",
           "[gemm][mission-30][mission-31]") {
   const auto gemm = cpu::make_gemm(cpu::best_kernels());
-  for (FormatKind format : kFormats) {
+  for (const Format& format : kFormats) {
     const Prepared prepared = prepare(odd_problem(format));
     const Slots slots(*gemm, prepared);
     const auto expected = run(*gemm, prepared, slots);
@@ -53,7 +54,7 @@ TEST_CASE("run() allocates nothing", "[gemm][mission-36]") {
   const auto gemm = cpu::make_gemm(cpu::best_kernels());
   auto executor = make_executor(2);
   REQUIRE(executor.ok());
-  const Prepared prepared = prepare(odd_problem(FormatKind::bf16));
+  const Prepared prepared = prepare(odd_problem({FormatKind::bf16}));
   const Slots slots(*gemm, prepared);
   std::vector<ExpertGroup> groups = prepared.groups;
   for (ExpertGroup& group : groups) group.slot = slots.slot(group.expert);
@@ -80,7 +81,7 @@ TEST_CASE("run() allocates nothing", "[gemm][mission-36]") {
 
 TEST_CASE("a row alone and among others has the same bits", "[gemm][mission-30]") {
   const auto gemm = cpu::make_gemm(cpu::best_kernels());
-  for (FormatKind format : kFormats) {
+  for (const Format& format : kFormats) {
     const Prepared prepared = prepare(odd_problem(format));
     const Slots slots(*gemm, prepared);
     const auto together = run(*gemm, prepared, slots);
@@ -95,7 +96,7 @@ TEST_CASE("a row alone and among others has the same bits", "[gemm][mission-30]"
 
 TEST_CASE("every instruction set of this machine gives the same bits", "[gemm]") {
   const auto& best = cpu::best_kernels();
-  for (FormatKind format : kFormats)
+  for (const Format& format : kFormats)
     for (Activation activation :
          {Activation::silu, Activation::gelu, Activation::gelu_tanh, Activation::relu2,
           Activation::swiglu_oai, Activation::swiglu_step}) {

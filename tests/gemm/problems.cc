@@ -72,7 +72,11 @@ QuantBuffer RandomWeights::quantised(const WeightId& matrix) const {
   const uint64_t of_expert = seed_ + 1000003 * static_cast<uint64_t>(matrix.expert + 2);
   std::mt19937_64 random(of_expert + static_cast<uint64_t>(matrix.kind));
   QuantBuffer out(spec.format, rows, columns);
-  for (uint8_t& value : out.values) value = static_cast<uint8_t>(random());
+  const bool fp8 = spec.format.kind == FormatKind::fp8_block;
+  for (uint8_t& value : out.values) {
+    value = static_cast<uint8_t>(random());
+    if (fp8 && (value & 0x7f) == 0x7f) value ^= 1;  // no NaN
+  }
   const float size = std::sqrt(3.0f / static_cast<float>(columns)) /
                      (spec.format.kind == FormatKind::int4 ? 8.0f : 128.0f);
   std::uniform_real_distribution<float> factor(0.5f, 1.5f);
@@ -125,6 +129,9 @@ std::span<const Format> all_formats() {
       {f32},
       {f16},
       {bf16},
+      {fp8_block},
+      {fp8_block, 128},
+      {fp8_block, 32, DType::bf16},
       {int8},
       {int8, 0, DType::bf16, true},
       {int8, 32, DType::f16},

@@ -28,7 +28,8 @@ Problem odd_problem(const Format& format) {
 std::vector<Format> integer_formats() {
   std::vector<Format> formats;
   for (const Format& format : all_formats())
-    if (is_quantised(format.kind)) formats.push_back(format);
+    if (format.kind == FormatKind::int8 || format.kind == FormatKind::int4)
+      formats.push_back(format);
   return formats;
 }
 

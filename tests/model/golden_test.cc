@@ -133,4 +133,9 @@ TEST_CASE("goldens/a: 19 families", "[model][golden][mission-2][mission-3][missi
 TEST_CASE("goldens/b: 19 families, other sizes", "[model][golden][mission-2][mission-3]") {
   compare_folder("b", 19);
 }
+TEST_CASE("goldens/fp8-0 and fp8-1: DeepSeek-V3 and Qwen3 in 128 x 128 blocks of fp8",
+          "[model][golden][mission-3][mission-41]") {
+  compare_folder("fp8-0", 2);
+  compare_folder("fp8-1", 2);
+}
 TEST_CASE("goldens/c: 10 more families", "[model][golden][mission-7]") { compare_folder("c", 10); }
