@@ -20,11 +20,9 @@ namespace moe {
 
 // How exact the rows are when they meet the weights: the A of W8A8.
 enum class RowPrecision : int32_t {
-  automatic,  // what the format was made for: int8 and int4 weights meet rows in int8 with a scale
-              // per 32 inputs, fp8_block weights rows in E4M3 with a scale per 128; float weights
-              // meet rows as they come: bf16 rows may stay bf16 all the way (AVX512-BF16)
+  automatic,  // int8 and int4 weights meet rows in int8 with a scale per 32 inputs; others `exact`
   exact,      // f32 on the CPU; bf16 on a GPU, whose matrix units take no more
-  fast,       // as automatic, but float weights may meet f32 rows rounded to bf16
+  fast,       // as automatic, but bf16 weights may meet rows rounded to bf16 (AVX512-BF16)
 };
 
 // What a backend may choose from when it is made.

@@ -85,8 +85,7 @@ class Run {
         spec_(spec),
         batch_(batch),
         at_(sections(spec)),
-        form_(row_form(kernels,
-                       takes_bf16_rows(kernels, spec.format.kind, batch.hidden.dtype, rows))) {
+        form_(row_form(kernels, takes_bf16_rows(kernels, spec.format.kind, rows))) {
     const Workspace layout(kernels, at_, pairs_in(batch),
                            static_cast<int64_t>(batch.groups.size()));
     starts_ = reinterpret_cast<GroupStart*>(batch.workspace.data() + layout.starts);
@@ -320,8 +319,8 @@ class CpuGemm final : public ExpertGemm {
     return static_cast<size_t>(Workspace(kernels_, sections(spec), pairs, groups).bytes);
   }
 
-  double error_bound(const ExpertSpec& spec, DType hidden) const noexcept override {
-    return takes_bf16_rows(kernels_, spec.format.kind, hidden, rows_) ? 5e-3 : 2e-6;
+  double error_bound(const ExpertSpec& spec, DType) const noexcept override {
+    return takes_bf16_rows(kernels_, spec.format.kind, rows_) ? 5e-3 : 2e-6;
   }
 
   Status run(const ExpertSpec& spec, const ExpertBatch& batch) const override {

@@ -247,17 +247,12 @@ HWY_INLINE void widen_fp8_block(const Multiply& m, int64_t begin, int64_t count,
 
 // fp8 is widened a block at a time, which stays in the L1 cache for all rows of the chunk.
 void multiply_fp8(const Multiply& m) {
-  static constexpr auto kTiles = tile_functions<F32>(std::make_integer_sequence<int, kMaxRows>());
   alignas(64) float block[2 * kChain * kPanel];
-  const int64_t first_row = m.tiles.first_row(m.first_tile);
   for (int64_t begin = 0; begin < m.inputs; begin += kChain) {
     const int64_t count = std::min(kChain, m.inputs - begin);
     widen_fp8_block(m, begin, count, block);
-    for (int64_t t = m.first_tile; t < m.first_tile + m.tile_count; ++t) {
-      const int64_t row = m.tiles.first_row(t) - first_row, rows = m.tiles.size(t);
-      kTiles[rows - 1](block, kChain * kPanel, m.x + row * m.inputs + begin * rows, count / 2,
-                       begin == 0, m.sums + row * kPair);
-    }
+    multiply_block<F32>(m, block, kChain * kPanel, begin, count / 2,
+                        {reinterpret_cast<const std::byte*>(m.x)});
   }
 }
 

@@ -62,9 +62,8 @@ const Kernels& best_kernels() {
   return kAll[std::size(kAll) - 1];
 }
 
-bool takes_bf16_rows(const Kernels& kernels, FormatKind weights, DType hidden, RowPrecision rows) {
-  if (!kernels.bf16.multiply || weights != FormatKind::bf16) return false;
-  return rows == RowPrecision::fast || (rows == RowPrecision::automatic && hidden == DType::bf16);
+bool takes_bf16_rows(const Kernels& kernels, FormatKind weights, RowPrecision rows) {
+  return kernels.bf16.multiply && weights == FormatKind::bf16 && rows == RowPrecision::fast;
 }
 
 }  // namespace moe::cpu

@@ -210,8 +210,6 @@ TEST_CASE("tensors that do not fit config.json are refused", "[checkpoint][missi
 
 TEST_CASE("a quantised checkpoint is refused with its format's name", "[checkpoint][mission-12]") {
   const std::pair<const char*, const char*> kFormats[] = {
-      {R"({"quant_method": "fp8", "weight_block_size": [128, 128]})", "fp8 in 128 x 128 blocks"},
-      {R"({"quant_method": "fp8"})", "fp8 with one scale per tensor"},
       {R"({"quant_method": "mxfp4"})", "mxfp4"},
       {R"({"quant_method": "awq", "bits": 4, "group_size": 128})", "awq 4 bit, groups of 128"},
       {R"({"quant_method": "gptq", "bits": 8, "group_size": -1})", "gptq 8 bit, groups of -1"},
@@ -231,9 +229,9 @@ TEST_CASE("a quantised checkpoint is refused with its format's name", "[checkpoi
     TemporaryDirectory directory;
     Mixtral().write(directory.path());
     std::ofstream(directory / "hf_quant_config.json")
-        << R"({"producer": {}, "quantization": {"quant_algo": "FP8"}})";
+        << R"({"producer": {}, "quantization": {"quant_algo": "NVFP4"}})";
     refused(Mixtral::open(directory.path()), StatusCode::unimplemented,
-            {"modelopt FP8", "hf_quant_config.json"});
+            {"modelopt NVFP4", "hf_quant_config.json"});
   }
   SECTION("not named at all") {
     Mixtral model;
@@ -248,11 +246,6 @@ TEST_CASE("a quantised checkpoint is refused with its format's name", "[checkpoi
     const std::string packed = name.substr(0, name.size() - 6) + "qweight";
     model.tensors[packed] = {DType::i32, {3, 4}};
     refused(model.open(), StatusCode::unimplemented, {packed, "awq or gptq"});
-  }
-  SECTION("the block-fp8 goldens") {
-    if (!test::have_shared()) return test::skip("../shared is absent");
-    refused(Mixtral::open(test::shared_dir() + "/goldens/fp8-0/deepseek_v3_fp8"),
-            StatusCode::unimplemented, {"fp8 in 128 x 128 blocks"});
   }
 }
 

@@ -3,12 +3,14 @@
 #include <cmath>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <map>
 #include <numeric>
 #include <vector>
 
 #include "catch.h"
 #include "moe/moe.h"
+#include "temporary_directory.h"
 
 using namespace moe;
 
@@ -139,3 +141,35 @@ TEST_CASE("goldens/fp8-0 and fp8-1: DeepSeek-V3 and Qwen3 in 128 x 128 blocks of
   compare_folder("fp8-1", 2);
 }
 TEST_CASE("goldens/c: 10 more families", "[model][golden][mission-7]") { compare_folder("c", 10); }
+
+TEST_CASE("a bad fp8 scale is named with its tensor and expert", "[model][mission-47]") {
+  if (!test::have_shared()) return test::skip("../shared is absent");
+  const std::filesystem::path from = test::shared_dir() + "/goldens/fp8-0/qwen3_moe_fp8";
+  for (const float scale : {NAN, INFINITY, 0.0f, 1e-41f}) {
+    const test::TemporaryDirectory directory;
+    for (const auto& entry : std::filesystem::directory_iterator(from))
+      std::filesystem::copy_file(entry, directory / entry.path().filename().string());
+    std::string name;
+    for (const auto& entry : std::filesystem::directory_iterator(directory.path())) {
+      if (entry.path().extension() != ".safetensors") continue;
+      const auto file = TensorFile::open(entry.path().string());
+      REQUIRE(file.ok());
+      for (const auto& tensor : file->tensors()) {
+        if (!name.empty() || tensor.name.find(".experts.3.up_proj") == std::string::npos ||
+            !tensor.name.ends_with("_scale_inv"))
+          continue;
+        name = tensor.name;
+        std::filesystem::permissions(entry.path(), std::filesystem::perms::owner_all);
+        std::fstream bytes(entry.path(), std::ios::in | std::ios::out | std::ios::binary);
+        bytes.seekp(static_cast<std::streamoff>(tensor.offset));
+        bytes.write(reinterpret_cast<const char*>(&scale), sizeof scale);
+      }
+    }
+    REQUIRE(!name.empty());
+    const auto model = Model::load(directory.path());
+    REQUIRE_FALSE(model.ok());
+    INFO(name << " = " << scale << ": " << model.status().message());
+    CHECK(model.status().place().expert == 3);
+    CHECK(model.status().place().tensor.starts_with("up"));
+  }
+}
