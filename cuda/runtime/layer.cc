@@ -446,6 +446,9 @@ cudaError_t enqueue_rest(const LayerArgs& args, cudaStream_t stream) {
 }
 
 cudaError_t enqueue_layer(const LayerArgs& args, cudaStream_t stream) {
+  const bool valid = args.tokens >= 0 && args.top_k > 0 && args.pool.num_experts > 0 &&
+                     args.pool.shape.hidden > 0 && args.pool.shape.intermediate > 0;
+  if (!valid) return cudaErrorInvalidValue;
   if (args.tokens == 0) return cudaSuccess;
   cudaError_t error = enqueue_route(args, stream);
   if (error == cudaSuccess) error = enqueue_experts(args, stream);

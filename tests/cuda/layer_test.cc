@@ -388,9 +388,14 @@ TEST_CASE("a row without finite logits gets no expert and zeros", "[cuda]") {
 TEST_CASE("what no GPU kernel serves is refused", "[cuda]") {
   if (!have_gpu()) return skip(kNoGpu);
   LayerArgs args = {};
-  args.pool.shape = {.hidden = 100, .intermediate = 64};
-  args.tokens = 1;
-  REQUIRE(enqueue_layer(args, nullptr) == cudaErrorInvalidValue);
+  args.pool.shape = {.hidden = 128, .intermediate = 64};
+  args.pool.num_experts = 8;
+  args.tokens = args.top_k = 1;
+  LayerArgs no_choice = args, no_experts = args;
+  no_choice.top_k = 0;
+  no_experts.pool.num_experts = 0;
+  REQUIRE(enqueue_layer(no_choice, nullptr) == cudaErrorInvalidValue);
+  REQUIRE(enqueue_layer(no_experts, nullptr) == cudaErrorInvalidValue);
   REQUIRE(launch_topk({.rule = {.candidates = 8, .top_k = 33}, .tokens = 1}, nullptr) ==
           cudaErrorInvalidValue);
   REQUIRE(launch_topk({.rule = {.candidates = 5000, .top_k = 2}, .tokens = 1}, nullptr) ==
