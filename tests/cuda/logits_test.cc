@@ -85,6 +85,6 @@ TEST_CASE("router logits on the GPU are those of double precision", "[cuda][smal
     for (const DType row : {DType::f32, DType::bf16, DType::f16})
       for (const DType weight : {DType::f32, DType::bf16}) {
         CAPTURE(s.tokens, s.hidden, s.padding, s.candidates, to_string(row), to_string(weight));
-        CHECK(worst_error(s, row, weight, random) < 2e-6);
+        CHECK(worst_error(s, row, weight, random) < 5e-6);  // the worst of up to 78,000 sums
       }
 }
