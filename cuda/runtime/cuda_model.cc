@@ -263,6 +263,7 @@ void fill_args(const LayerPlan& plan, const DeviceForward& f, const TableReader&
 // What the newest block of the layer holds, as the host knows it.
 void fill_rule(const LayerBlock& block, rule::Rule* rule, TableReader* reader) {
   const TensorView& table = block.router.token_experts;
+  reader->bf16_router = block.router.weight.dtype == DType::bf16;
   reader->has_selection_bias = block.router.selection_bias.data != nullptr;
   reader->has_per_expert_scale = block.router.per_expert_scale.data != nullptr;
   if (!table.data) return;

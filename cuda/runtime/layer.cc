@@ -4,6 +4,7 @@
 #include "permute/combine.h"
 #include "permute/copy_rows.h"
 #include "router/logits.h"
+#include "router/matrix_logits.h"
 #include "router/routing.h"
 #include "router/topk.h"
 #include "runtime/tensor_map.h"
@@ -168,6 +169,9 @@ cudaError_t enqueue_logits(const Forward& f, const float** logits, cudaStream_t 
       return error;
     router.rows = {f.work.normalized, DType::f32, args.pool.shape.hidden};
   }
+  constexpr int64_t kFew = 512;  // rows for which a block a candidate is faster
+  if (args.reader->bf16_router && args.tokens > kFew && fits_matrix_units(router))
+    return launch_matrix_logits(router, f.work.note, stream);
   return launch_logits(router, stream);
 }
 

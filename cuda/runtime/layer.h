@@ -54,7 +54,8 @@ struct TableReader {
   const DeviceTable* const* cell = nullptr;  // of the layer
   ForwardReport* report = nullptr;           // pinned, or null
   const int64_t* valid_rows = nullptr;       // on the device, or null: all
-  bool has_selection_bias = false;           // what the table's block holds
+  bool bf16_router = false;                  // what the table's block holds
+  bool has_selection_bias = false;
   bool has_per_expert_scale = false;
 };
 

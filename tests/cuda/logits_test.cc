@@ -8,6 +8,7 @@
 #include "catch.h"
 #include "cuda/buffer.h"
 #include "quant/half.h"
+#include "router/matrix_logits.h"
 
 namespace {
 
@@ -35,7 +36,8 @@ struct Matrix {
 };
 
 // Largest error over all logits, in units of sqrt(hidden).
-double worst_error(const Shape& s, DType row_type, DType weight_type, std::mt19937& random) {
+double worst_error(const Shape& s, DType row_type, DType weight_type, bool matrix_units,
+                   std::mt19937& random) {
   const Matrix rows(random, s.tokens, s.hidden, s.hidden + s.padding, row_type);
   const Matrix weights(random, s.candidates, s.hidden, s.hidden, weight_type);
   const Matrix bias(random, 1, s.candidates, s.candidates, DType::f32);
@@ -55,7 +57,8 @@ double worst_error(const Shape& s, DType row_type, DType weight_type, std::mt199
   args.candidates = s.candidates;
   args.note = device_note.data();
   args.logits = logits.data();
-  MOE_CHECK(launch_logits(args, nullptr));
+  MOE_CHECK(matrix_units ? launch_matrix_logits(args, device_note.data(), nullptr)
+                         : launch_logits(args, nullptr));
   MOE_CHECK(cudaDeviceSynchronize());
   const std::vector<float> got = logits.host();
   double worst = 0;
@@ -85,6 +88,16 @@ TEST_CASE("router logits on the GPU are those of double precision", "[cuda][smal
     for (const DType row : {DType::f32, DType::bf16, DType::f16})
       for (const DType weight : {DType::f32, DType::bf16}) {
         CAPTURE(s.tokens, s.hidden, s.padding, s.candidates, to_string(row), to_string(weight));
-        CHECK(worst_error(s, row, weight, random) < 5e-6);  // the worst of up to 78,000 sums
+        CHECK(worst_error(s, row, weight, false, random) < 5e-6);  // of up to 78,000 sums
       }
+}
+
+TEST_CASE("router logits from the matrix units are those of double precision", "[cuda][small]") {
+  if (!moe::cuda::test::have_gpu()) return moe::test::skip("there is no CUDA device here");
+  std::mt19937 random(static_cast<uint32_t>(moe::test::seed()));
+  for (const Shape& s : {Shape{1, 64, 0, 8}, Shape{9, 2048, 0, 128}, Shape{33, 264, 8, 65},
+                         Shape{17, 40, 0, 64}, Shape{2100, 72, 0, 20}, Shape{70, 1024, 0, 200}}) {
+    CAPTURE(s.tokens, s.hidden, s.padding, s.candidates);
+    CHECK(worst_error(s, DType::bf16, DType::bf16, true, random) < 5e-6);
+  }
 }
