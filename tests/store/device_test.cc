@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <mutex>
 #include <vector>
 
 #include "model/random_model.h"
@@ -49,7 +50,7 @@ class FakeDevice final : public StoreDevice, public Allocator {
 
   Status fill(std::byte* slot, size_t bytes,
               const std::function<Status(std::byte*)>& pack) override {
-    if (told.fills++ == told.fail_fill) return failure();
+    if (count_fill() == told.fail_fill) return failure();
     std::vector<std::byte> staging(bytes + 64);
     std::byte* aligned = staging.data() + (64 - reinterpret_cast<uintptr_t>(staging.data()) % 64);
     if (Status status = pack(aligned); !status.ok()) return status;
@@ -75,6 +76,11 @@ class FakeDevice final : public StoreDevice, public Allocator {
   }
 
  private:
+  static int64_t count_fill() {  // threads fill at once
+    static std::mutex mutex;
+    std::lock_guard lock(mutex);
+    return told.fills++;
+  }
   static Status failure() { return Status(StatusCode::unavailable, "injected device error"); }
 };
 
