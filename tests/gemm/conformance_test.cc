@@ -81,7 +81,9 @@ void check_conforms(const ExpertGemm& gemm, const Problem& problem, const RunOpt
   if (bound <= 2e-6 || many) CHECK(error <= few * bound);
   // Integer weights meet rows in q8, unless the backend is more exact than it must be.
   if (!exact && is_quantised(problem.spec.format.kind) && error > 2e-6)
-    CHECK(error_against_reference(prepared, out, Rows::q8) <= 1e-3);
+    // A value between two steps may round the other way; among few it weighs.
+    CHECK(error_against_reference(prepared, out, Rows::q8) <=
+          (problem.spec.intermediate < 256 ? 4e-3 : 1e-3) * few);
 }
 
 }  // namespace
