@@ -3,150 +3,22 @@
 //   cpu_quant_bench [shape] [format] [threads] [instruction set] [rows]
 // Formats: int8 (rows), int4 (groups of 32), int4g128 (with zero points); f32, f16, bf16 to
 // compare. Rows: automatic or exact.
-#include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
-#include <numeric>
-#include <random>
+#include <span>
 #include <string_view>
 #include <vector>
 
-#include <immintrin.h>
-
+#include "cpu_bench.h"
 #include "gemm/cpu_gemm.h"
 #include "gemm/quant_gemm.h"
-#include "moe/expert_gemm.h"
-
-namespace {
 
 using namespace moe;
+using namespace moe::bench;
 
-struct Shape {
-  const char* name;
-  int32_t experts, top_k;
-  int64_t hidden, intermediate;
-};
-constexpr Shape kShapes[] = {{"olmoe", 64, 8, 2048, 1024},
-                             {"qwen3", 128, 8, 2048, 768},
-                             {"dsv2l", 64, 6, 2048, 1408},
-                             {"mixtral", 8, 2, 4096, 14336}};
-constexpr size_t kColdBytes = size_t{1} << 30;
-
-double seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
-
-// Chains of FMAs, enough of them to fill every unit; the loops must unroll so that no accumulator
-// leaves its register.
-__attribute__((target("avx512f"))) float fma_chains(int64_t rounds) {
-  constexpr int kChains = 24;
-  __m512 acc[kChains];
-  const __m512 x = _mm512_set1_ps(0.999f), y = _mm512_set1_ps(1e-3f);
-#pragma GCC unroll 24
-  for (int j = 0; j < kChains; ++j) acc[j] = _mm512_set1_ps(static_cast<float>(rounds + j));
-  for (int64_t i = 0; i < rounds; ++i) {
-#pragma GCC unroll 24
-    for (int j = 0; j < kChains; ++j) acc[j] = _mm512_fmadd_ps(acc[j], x, y);
-  }
-#pragma GCC unroll 24
-  for (int j = 1; j < kChains; ++j) acc[0] = _mm512_add_ps(acc[0], acc[j]);
-  return _mm512_reduce_add_ps(acc[0]);
-}
-
-__attribute__((target("avx2,fma"))) float fma_chains_avx2(int64_t rounds) {
-  constexpr int kChains = 12;
-  __m256 acc[kChains];
-  const __m256 x = _mm256_set1_ps(0.999f), y = _mm256_set1_ps(1e-3f);
-#pragma GCC unroll 12
-  for (int j = 0; j < kChains; ++j) acc[j] = _mm256_set1_ps(static_cast<float>(rounds + j));
-  for (int64_t i = 0; i < rounds; ++i) {
-#pragma GCC unroll 12
-    for (int j = 0; j < kChains; ++j) acc[j] = _mm256_fmadd_ps(acc[j], x, y);
-  }
-#pragma GCC unroll 12
-  for (int j = 1; j < kChains; ++j) acc[0] = _mm256_add_ps(acc[0], acc[j]);
-  return acc[0][0] + acc[0][3];
-}
-
-__attribute__((target("avx2"))) int64_t read_all(const std::byte* data, int64_t bytes) {
-  const auto* words = reinterpret_cast<const __m256i*>(data);
-  __m256i a = _mm256_setzero_si256(), b = a, c = a, d = a;
-  for (int64_t i = 0; i < bytes / 32; i += 4) {
-    a = _mm256_xor_si256(a, _mm256_loadu_si256(words + i));
-    b = _mm256_xor_si256(b, _mm256_loadu_si256(words + i + 1));
-    c = _mm256_xor_si256(c, _mm256_loadu_si256(words + i + 2));
-    d = _mm256_xor_si256(d, _mm256_loadu_si256(words + i + 3));
-  }
-  return _mm256_xor_si256(_mm256_xor_si256(a, b), _mm256_xor_si256(c, d))[0];
-}
-
-volatile float sink;
-
-double fma_gflops(Executor& executor, bool avx512) {
-  constexpr int64_t kRounds = 1 << 18;
-  const int threads = executor.concurrency();
-  const double begin = seconds();
-  executor.run(
-      threads,
-      [](void* wide, int64_t, int) {
-        sink = wide ? fma_chains(kRounds) : fma_chains_avx2(2 * kRounds);
-      },
-      avx512 ? &executor : nullptr);
-  return threads * 2.0 * 24 * (avx512 ? 16 : 8) * kRounds / (seconds() - begin) / 1e9;
-}
-
-double read_gbs(Executor& executor, std::vector<std::byte>& memory) {
-  struct Job {
-    const std::byte* data;
-    int64_t chunk;
-  } job{memory.data(), int64_t{1} << 18};
-  const int64_t chunks = std::min<int64_t>(memory.size(), int64_t{1} << 28) / job.chunk;
-  const double begin = seconds();
-  executor.run(
-      chunks,
-      [](void* argument, int64_t index, int) {
-        const auto& j = *static_cast<Job*>(argument);
-        sink = static_cast<float>(read_all(j.data + index * j.chunk, j.chunk));
-      },
-      &job);
-  return chunks * job.chunk / (seconds() - begin) / 1e9;
-}
-
-struct Batch {
-  std::vector<float> hidden, out;
-  std::vector<int64_t> pairs;
-  std::vector<ExpertGroup> groups;
-};
-
-Batch make_batch(const Shape& shape, int64_t tokens, uint64_t seed) {
-  Batch batch;
-  std::mt19937_64 random(seed);
-  std::vector<std::vector<int64_t>> chosen(shape.experts);
-  std::vector<int32_t> order(shape.experts);
-  std::iota(order.begin(), order.end(), 0);
-  for (int64_t token = 0; token < tokens; ++token) {
-    std::shuffle(order.begin(), order.end(), random);
-    for (int32_t place = 0; place < shape.top_k; ++place)
-      chosen[order[place]].push_back(token * shape.top_k + place);
-  }
-  for (int32_t e = 0; e < shape.experts; ++e) {
-    if (chosen[e].empty()) continue;
-    batch.groups.push_back({nullptr, e, static_cast<int64_t>(batch.pairs.size()),
-                            static_cast<int64_t>(chosen[e].size())});
-    batch.pairs.insert(batch.pairs.end(), chosen[e].begin(), chosen[e].end());
-  }
-  batch.hidden.assign(tokens * shape.hidden, 0.5f);
-  batch.out.resize(tokens * shape.top_k * shape.hidden);
-  return batch;
-}
+namespace {
 
 Format format_called(std::string_view name) {
   if (name == "f32") return {FormatKind::f32};
@@ -198,13 +70,11 @@ int main(int argc, char** argv) {
   const size_t slot = gemm->layout(spec).bytes;
   const int64_t layers =
       std::max<int64_t>(1, static_cast<int64_t>(kColdBytes / (slot * shape->experts)));
-  std::vector<std::byte> memory(slot * shape->experts * layers + 64);
+  const Mapping memory(slot * shape->experts * layers, false);
   for (size_t i = 0; i < memory.size(); i += 2) {  // small numbers in every format
-    memory[i] = std::byte(i * 7);
-    memory[i + 1] = std::byte{0x3c};
+    memory.data()[i] = std::byte(i * 7);
+    memory.data()[i + 1] = std::byte{0x3c};
   }
-  std::byte* slots = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64;
-
   const bool avx512 = set.substr(0, 6) == "avx512";
   std::printf("%s %s %s %s rows, %d threads\n", shape->name, format.data(), set.data(),
               exact ? "exact" : "automatic", (*executor)->concurrency());
@@ -214,9 +84,9 @@ int main(int argc, char** argv) {
     std::vector<double> times, peaks, reads;
     Batch batch;
     for (int round = 0; round < 9; ++round) {
-      batch = make_batch(*shape, tokens, round);
+      batch = make_batch(*shape, tokens, round, DType::f32);
       for (ExpertGroup& group : batch.groups)
-        group.slot = slots + (round % layers * shape->experts + group.expert) * slot;
+        group.slot = memory.data() + (round % layers * shape->experts + group.expert) * slot;
       const size_t bytes = gemm->workspace_bytes(spec, batch.pairs.size(), batch.groups.size(),
                                                  (*executor)->concurrency());
       const std::unique_ptr<std::byte, void (*)(void*)> workspace(
