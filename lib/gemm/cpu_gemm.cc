@@ -17,6 +17,7 @@
 #include "gemm/backends.h"
 #include "gemm/cpu_layout.h"
 #include "gemm/cpu_pack.h"
+#include "gemm/cpu_tasks.h"
 #include "gemm/problem.h"
 #include "quant/formats.h"
 
@@ -26,13 +27,6 @@ namespace {
 constexpr int64_t kChunkRows = 128;
 constexpr int64_t kGatherBlock = 64;     // inputs transposed at a time
 constexpr int64_t kSmallGather = 32768;  // elements; for fewer, waking threads costs more
-
-// What lies before a group in the batch. One more than there are groups, in the workspace.
-struct GroupStart {
-  int64_t row = 0;
-  int64_t tile = 0;
-  int64_t chunk = 0;
-};
 
 constexpr int64_t aligned(int64_t bytes) { return round_up(bytes, 64); }
 
@@ -68,15 +62,6 @@ struct Workspace {
   }
 };
 
-// Some tiles of one group.
-struct Chunk {
-  const ExpertGroup* group;
-  Tiles tiles;
-  int64_t group_row;  // first row of the group among all rows of the batch
-  int64_t first_tile;
-  int64_t tile_count;
-};
-
 // One run().
 class Run {
  public:
@@ -85,71 +70,39 @@ class Run {
         spec_(spec),
         batch_(batch),
         at_(sections(spec)),
-        form_(row_form(kernels, takes_bf16_rows(kernels, spec.format.kind, rows))) {
-    const Workspace layout(kernels, at_, pairs_in(batch),
-                           static_cast<int64_t>(batch.groups.size()));
-    starts_ = reinterpret_cast<GroupStart*>(batch.workspace.data() + layout.starts);
-    x_ = batch.workspace.data() + layout.x;
-    activations_ = batch.workspace.data() + layout.activations;
+        form_(row_form(kernels, takes_bf16_rows(kernels, spec.format.kind, rows))),
+        layout_(kernels, at_, pairs_in(batch), static_cast<int64_t>(batch.groups.size())),
+        tasks_(batch.groups, form_.max_rows, kChunkRows / form_.max_rows,
+               reinterpret_cast<GroupStart*>(batch.workspace.data() + layout_.starts)) {
+    x_ = batch.workspace.data() + layout_.x;
+    activations_ = batch.workspace.data() + layout_.activations;
     switch (spec.format.kind) {
       case FormatKind::f32: multiply_ = kernels.multiply_f32; break;
       case FormatKind::f16: multiply_ = kernels.multiply_f16; break;
       case FormatKind::fp8_block: multiply_ = kernels.multiply_fp8; break;
       default: multiply_ = form_.bf16 ? kernels.bf16.multiply : kernels.multiply_bf16;
     }
-    GroupStart start;
-    for (size_t g = 0; g < batch.groups.size(); ++g) {
-      starts_[g] = start;
-      const Tiles tiles = tiles_of(batch.groups[g]);
-      start.row += tiles.rows;
-      start.tile += tiles.count;
-      start.chunk += (tiles.count + chunk_tiles() - 1) / chunk_tiles();
-    }
-    starts_[batch.groups.size()] = end_ = start;
   }
 
   void compute() {
-    const bool small = end_.row * at_.hidden_inputs < kSmallGather;
-    parallel_for(small ? nullptr : batch_.executor, end_.tile,
+    const bool small = tasks_.total().row * at_.hidden_inputs < kSmallGather;
+    parallel_for(small ? nullptr : batch_.executor, tasks_.total().tile,
                  [this](int64_t tile, int) { gather(tile); });
-    parallel_for(batch_.executor, end_.chunk * at_.gate_up_pairs,
+    parallel_for(batch_.executor, tasks_.total().chunk * at_.gate_up_pairs,
                  [this](int64_t task, int) { gate_up(task); });
-    parallel_for(batch_.executor, end_.chunk * at_.down_pairs,
+    parallel_for(batch_.executor, tasks_.total().chunk * at_.down_pairs,
                  [this](int64_t task, int) { down(task); });
   }
 
  private:
-  Tiles tiles_of(const ExpertGroup& group) const { return {group.count, form_.max_rows}; }
-  int64_t chunk_tiles() const { return kChunkRows / form_.max_rows; }
-
-  // The last group that starts at or before `value`, counted in `field`.
-  size_t group_at(int64_t GroupStart::*field, int64_t value) const {
-    const GroupStart *begin = starts_, *end = begin + batch_.groups.size() + 1;
-    const GroupStart* after = std::upper_bound(
-        begin, end, value, [=](int64_t v, const GroupStart& start) { return v < start.*field; });
-    return static_cast<size_t>(after - begin) - 1;
-  }
-
-  // Tasks go group by group, then panel pair by panel pair, then chunk by chunk.
-  Chunk chunk_of(int64_t task, int64_t panel_pairs, int64_t* panel_pair) const {
-    const size_t g = group_at(&GroupStart::chunk, task / panel_pairs);
-    const ExpertGroup& group = batch_.groups[g];
-    const int64_t chunks = starts_[g + 1].chunk - starts_[g].chunk;
-    const int64_t local = task - starts_[g].chunk * panel_pairs;
-    const Tiles tiles = tiles_of(group);
-    const int64_t first = local % chunks * chunk_tiles();
-    *panel_pair = local / chunks;
-    return {&group, tiles, starts_[g].row, first, std::min(chunk_tiles(), tiles.count - first)};
-  }
-
   // Packs tile `index` of the batch.
   void gather(int64_t index) const {
-    const size_t g = group_at(&GroupStart::tile, index);
-    const Tiles tiles = tiles_of(batch_.groups[g]);
-    const int64_t tile = index - starts_[g].tile, rows = tiles.size(tile);
+    const size_t g = tasks_.group_of_tile(index);
+    const Tiles tiles = tasks_.tiles_of(g);
+    const int64_t tile = index - tasks_.start(g).tile, rows = tiles.size(tile);
     const int64_t first = tiles.first_row(tile);
     const int64_t* pairs = batch_.pairs + batch_.groups[g].first + first;
-    std::byte* out = x_ + (starts_[g].row + first) * form_.row_bytes(at_.hidden_inputs);
+    std::byte* out = x_ + (tasks_.start(g).row + first) * form_.row_bytes(at_.hidden_inputs);
     if (form_.bf16)
       gather_bf16(pairs, rows, reinterpret_cast<uint16_t*>(out));
     else
@@ -185,7 +138,7 @@ class Run {
 
   void multiply(const Chunk& chunk, const std::byte* panels, int64_t inputs, const std::byte* x,
                 float* sums) const {
-    const int64_t row = chunk.group_row + chunk.tiles.first_row(chunk.first_tile);
+    const int64_t row = chunk.group_row + chunk.first_row();
     x += row * form_.row_bytes(inputs);
     multiply_({.panels = panels,
                .inputs = inputs,
@@ -201,7 +154,7 @@ class Run {
   void gate_up(int64_t task) const {
     alignas(64) float sums[kChunkRows * kPair];
     int64_t pair;
-    const Chunk chunk = chunk_of(task, at_.gate_up_pairs, &pair);
+    const Chunk chunk = tasks_.chunk_of(task, at_.gate_up_pairs, &pair);
     const std::byte* slot = chunk.group->slot;
     multiply(chunk, slot + at_.gate_up + pair * at_.gate_up_pair_bytes, at_.hidden_inputs, x_,
              sums);
@@ -249,15 +202,13 @@ class Run {
   void down(int64_t task) const {
     alignas(64) float sums[kChunkRows * kPair];
     int64_t pair;
-    const Chunk chunk = chunk_of(task, at_.down_pairs, &pair);
+    const Chunk chunk = tasks_.chunk_of(task, at_.down_pairs, &pair);
     const std::byte* slot = chunk.group->slot;
     multiply(chunk, slot + at_.down + pair * at_.down_pair_bytes, at_.intermediate_inputs,
              activations_, sums);
     const float* bias = bias_of(slot, at_.down_bias, pair);
     const int64_t column = pair * kPair, columns = std::min(kPair, spec_.hidden - column);
-    const int64_t begin = chunk.tiles.first_row(chunk.first_tile);
-    const int64_t last = chunk.first_tile + chunk.tile_count - 1;
-    const int64_t end = chunk.tiles.first_row(last) + chunk.tiles.size(last);
+    const int64_t begin = chunk.first_row(), end = begin + chunk.rows();
     const float* row = sums;
     for (int64_t r = begin; r < end; ++r, row += kPair) {
       float* out = batch_.out + batch_.pairs[chunk.group->first + r] * spec_.hidden + column;
@@ -278,8 +229,8 @@ class Run {
   const Sections at_;
   const RowForm form_;
   void (*multiply_)(const Multiply&) = nullptr;
-  GroupStart* starts_ = nullptr;
-  GroupStart end_;
+  const Workspace layout_;
+  const TaskList tasks_;
   std::byte* x_ = nullptr;            // (rows, hidden_inputs), tile by tile, as form_ says
   std::byte* activations_ = nullptr;  // (rows, intermediate_inputs), ditto
 };

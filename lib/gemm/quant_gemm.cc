@@ -15,6 +15,7 @@
 #include "core/error.h"
 #include "core/parallel.h"
 #include "gemm/backends.h"
+#include "gemm/cpu_tasks.h"
 #include "gemm/problem.h"
 #include "gemm/quant_layout.h"
 #include "gemm/quant_pack.h"
@@ -27,13 +28,6 @@ constexpr int64_t kChunkTiles = 10;
 constexpr int64_t kWideBlocks = 4;  // widened at a time: 16 KiB
 
 constexpr int64_t aligned(int64_t bytes) { return round_up(bytes, 64); }
-
-// What lies before a group in the batch. One more than there are groups, in the workspace.
-struct GroupStart {
-  int64_t row = 0;
-  int64_t tile = 0;
-  int64_t chunk = 0;
-};
 
 // The workspace: starts, tiles of rows (of the input, later of the activations), activations, and a
 // row for each thread.
@@ -51,21 +45,6 @@ struct Workspace {
   }
 };
 
-// Some tiles of one group.
-struct Chunk {
-  const ExpertGroup* group;
-  Tiles tiles;
-  int64_t group_row;  // first row of the group among all rows of the batch
-  int64_t first_tile;
-  int64_t tile_count;
-
-  int64_t first_row() const { return tiles.first_row(first_tile); }
-  int64_t rows() const {
-    const int64_t last = first_tile + tile_count - 1;
-    return tiles.first_row(last) + tiles.size(last) - first_row();
-  }
-};
-
 // One run().
 class Run {
  public:
@@ -79,57 +58,26 @@ class Run {
         batch_(batch),
         at_(quant_sections(spec)),
         layout_(spec, at_, pairs_in(batch), static_cast<int64_t>(batch.groups.size()),
-                concurrency_of(batch.executor)) {
+                concurrency_of(batch.executor)),
+        tasks_(batch.groups, exact ? kernels.max_rows : quant.max_rows, kChunkTiles,
+               reinterpret_cast<GroupStart*>(batch.workspace.data() + layout_.starts)) {
     std::byte* base = batch.workspace.data();
-    starts_ = reinterpret_cast<GroupStart*>(base + layout_.starts);
     tiles_ = base + layout_.tiles;
     activations_ = reinterpret_cast<float*>(base + layout_.activations);
-    GroupStart start;
-    for (size_t g = 0; g < batch.groups.size(); ++g) {
-      starts_[g] = start;
-      const Tiles tiles = tiles_of(batch.groups[g]);
-      start.row += tiles.rows;
-      start.tile += tiles.count;
-      start.chunk += (tiles.count + kChunkTiles - 1) / kChunkTiles;
-    }
-    starts_[batch.groups.size()] = end_ = start;
   }
 
   void compute() {
-    parallel_for(batch_.executor, end_.tile,
+    parallel_for(batch_.executor, tasks_.total().tile,
                  [this](int64_t tile, int worker) { pack_hidden(tile, worker); });
-    parallel_for(batch_.executor, end_.chunk * at_.gate_up_panels.pairs,
+    parallel_for(batch_.executor, tasks_.total().chunk * at_.gate_up_panels.pairs,
                  [this](int64_t task, int) { gate_up(task); });
-    parallel_for(batch_.executor, end_.tile, [this](int64_t tile, int) { pack_activations(tile); });
-    parallel_for(batch_.executor, end_.chunk * at_.down_panels.pairs,
+    parallel_for(batch_.executor, tasks_.total().tile,
+                 [this](int64_t tile, int) { pack_activations(tile); });
+    parallel_for(batch_.executor, tasks_.total().chunk * at_.down_panels.pairs,
                  [this](int64_t task, int) { down(task); });
   }
 
  private:
-  Tiles tiles_of(const ExpertGroup& group) const {
-    return {group.count, exact_ ? kernels_.max_rows : quant_.max_rows};
-  }
-
-  // The last group that starts at or before `value`, counted in `field`.
-  size_t group_at(int64_t GroupStart::*field, int64_t value) const {
-    const GroupStart *begin = starts_, *end = begin + batch_.groups.size() + 1;
-    const GroupStart* after = std::upper_bound(
-        begin, end, value, [=](int64_t v, const GroupStart& start) { return v < start.*field; });
-    return static_cast<size_t>(after - begin) - 1;
-  }
-
-  // Tasks go group by group, then panel pair by panel pair, then chunk by chunk.
-  Chunk chunk_of(int64_t task, int64_t panel_pairs, int64_t* panel_pair) const {
-    const size_t g = group_at(&GroupStart::chunk, task / panel_pairs);
-    const ExpertGroup& group = batch_.groups[g];
-    const int64_t chunks = starts_[g + 1].chunk - starts_[g].chunk;
-    const int64_t local = task - starts_[g].chunk * panel_pairs;
-    const Tiles tiles = tiles_of(group);
-    const int64_t first = local % chunks * kChunkTiles;
-    *panel_pair = local / chunks;
-    return {&group, tiles, starts_[g].row, first, std::min(kChunkTiles, tiles.count - first)};
-  }
-
   // ---- rows
 
   // A tile to be packed, and where.
@@ -142,17 +90,17 @@ class Run {
   };
 
   TileAt tile_at(int64_t index, const QuantPanels& panels, int64_t order) const {
-    const size_t g = group_at(&GroupStart::tile, index);
+    const size_t g = tasks_.group_of_tile(index);
     const ExpertGroup& group = batch_.groups[g];
-    const Tiles tiles = tiles_of(group);
-    const int64_t tile = index - starts_[g].tile;
+    const Tiles tiles = tasks_.tiles_of(g);
+    const int64_t tile = index - tasks_.start(g).tile;
     const bool ordered = spec_.format.act_order;
     return {group,
             ordered ? reinterpret_cast<const int32_t*>(group.slot + order) : nullptr,
             tiles.first_row(tile),
             tiles.size(tile),
             panels.columns,
-            tiles_ + starts_[g].row * row_bytes(panels),
+            tiles_ + tasks_.start(g).row * row_bytes(panels),
             tiles.rows};
   }
 
@@ -174,7 +122,7 @@ class Run {
   void pack_activations(int64_t index) const {
     const TileAt tile = tile_at(index, at_.down_panels, at_.down_order);
     const size_t g = static_cast<size_t>(&tile.group - batch_.groups.data());
-    const float* row = activations_ + (starts_[g].row + tile.first_row) * spec_.intermediate;
+    const float* row = activations_ + (tasks_.start(g).row + tile.first_row) * spec_.intermediate;
     for (int64_t r = 0; r < tile.rows; ++r, row += spec_.intermediate)
       pack_row(tile, r, row, spec_.intermediate);
   }
@@ -253,7 +201,7 @@ class Run {
   void gate_up(int64_t task) const {
     alignas(64) float sums[kMostSums];
     int64_t pair;
-    const Chunk chunk = chunk_of(task, at_.gate_up_panels.pairs, &pair);
+    const Chunk chunk = tasks_.chunk_of(task, at_.gate_up_panels.pairs, &pair);
     const std::byte* slot = chunk.group->slot;
     multiply(chunk, at_.gate_up_panels, slot + at_.gate_up + pair * at_.gate_up_panels.pair_bytes,
              sums);
@@ -272,7 +220,7 @@ class Run {
   void down(int64_t task) const {
     alignas(64) float sums[kMostSums];
     int64_t pair;
-    const Chunk chunk = chunk_of(task, at_.down_panels.pairs, &pair);
+    const Chunk chunk = tasks_.chunk_of(task, at_.down_panels.pairs, &pair);
     const std::byte* slot = chunk.group->slot;
     multiply(chunk, at_.down_panels, slot + at_.down + pair * at_.down_panels.pair_bytes, sums);
     const float* bias = bias_of(slot, at_.down_bias, pair);
@@ -298,8 +246,7 @@ class Run {
   const ExpertBatch& batch_;
   const QuantSections at_;
   const Workspace layout_;
-  GroupStart* starts_ = nullptr;
-  GroupStart end_;
+  const TaskList tasks_;
   std::byte* tiles_ = nullptr;    // tile by tile within each group
   float* activations_ = nullptr;  // (rows, intermediate)
 };

@@ -1,0 +1,85 @@
+// How a CPU backend shares a batch among threads: each group's rows cut into tiles, tiles gathered
+// into chunks, and a task for every chunk and panel pair of an expert.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <span>
+
+#include "gemm/cpu_layout.h"
+#include "moe/expert_gemm.h"
+
+namespace moe::cpu {
+
+// What lies before a group in the batch. One more than there are groups, in the workspace.
+struct GroupStart {
+  int64_t row = 0;
+  int64_t tile = 0;
+  int64_t chunk = 0;
+};
+
+// Some tiles of one group.
+struct Chunk {
+  const ExpertGroup* group;
+  Tiles tiles;
+  int64_t group_row;  // first row of the group among all rows of the batch
+  int64_t first_tile;
+  int64_t tile_count;
+
+  int64_t first_row() const { return tiles.first_row(first_tile); }
+  int64_t rows() const {
+    const int64_t last = first_tile + tile_count - 1;
+    return tiles.first_row(last) + tiles.size(last) - first_row();
+  }
+};
+
+class TaskList {
+ public:
+  // Tiles of at most `tile_rows` rows, chunks of `chunk_tiles` tiles. `starts` has room for one
+  // more than there are groups, is written here and must outlive the list, as must `groups`.
+  TaskList(std::span<const ExpertGroup> groups, int64_t tile_rows, int64_t chunk_tiles,
+           GroupStart* starts)
+      : groups_(groups), tile_rows_(tile_rows), chunk_tiles_(chunk_tiles), starts_(starts) {
+    GroupStart start;
+    for (size_t g = 0; g < groups.size(); ++g) {
+      starts[g] = start;
+      const Tiles tiles = tiles_of(g);
+      start.row += tiles.rows;
+      start.tile += tiles.count;
+      start.chunk += (tiles.count + chunk_tiles - 1) / chunk_tiles;
+    }
+    starts[groups.size()] = start;
+  }
+
+  const GroupStart& total() const { return starts_[groups_.size()]; }
+  const GroupStart& start(size_t group) const { return starts_[group]; }
+  Tiles tiles_of(size_t group) const { return {groups_[group].count, tile_rows_}; }
+  size_t group_of_tile(int64_t tile) const { return group_at(&GroupStart::tile, tile); }
+
+  // Tasks go group by group, then panel pair by panel pair, then chunk by chunk.
+  Chunk chunk_of(int64_t task, int64_t panel_pairs, int64_t* panel_pair) const {
+    const size_t g = group_at(&GroupStart::chunk, task / panel_pairs);
+    const int64_t chunks = starts_[g + 1].chunk - starts_[g].chunk;
+    const int64_t local = task - starts_[g].chunk * panel_pairs;
+    const Tiles tiles = tiles_of(g);
+    const int64_t first = local % chunks * chunk_tiles_;
+    *panel_pair = local / chunks;
+    return {&groups_[g], tiles, starts_[g].row, first, std::min(chunk_tiles_, tiles.count - first)};
+  }
+
+ private:
+  // The last group that starts at or before `value`, counted in `field`.
+  size_t group_at(int64_t GroupStart::*field, int64_t value) const {
+    const GroupStart *begin = starts_, *end = begin + groups_.size() + 1;
+    const GroupStart* after = std::upper_bound(
+        begin, end, value, [=](int64_t v, const GroupStart& start) { return v < start.*field; });
+    return static_cast<size_t>(after - begin) - 1;
+  }
+
+  std::span<const ExpertGroup> groups_;
+  int64_t tile_rows_;
+  int64_t chunk_tiles_;
+  const GroupStart* starts_;
+};
+
+}  // namespace moe::cpu
