@@ -37,10 +37,11 @@ int64_t median(std::vector<int64_t> values) {
 }
 
 // Forwards a few times; `batch` has the last result, the report the median times.
-Status time_forward(Model& model, const LayerSpec& spec, Batch& batch) {
+Status time_forward(Model& model, const LayerSpec& spec, Batch& batch, TraceRecorder& recorder) {
   std::vector<int64_t> route, experts, shared, combine;
   for (int i = 0; i <= kRepetitions; ++i) {
     if (Status status = forward(model, spec, batch); !status.ok()) return status;
+    if (Status status = recorder.add(spec, i, batch); !status.ok()) return status;
     if (i == 0) continue;  // warm-up
     route.push_back(batch.report.route_ns);
     experts.push_back(batch.report.experts_ns);
@@ -91,7 +92,7 @@ Result<LayerResult> run_layer(const Checkpoint& checkpoint, const LayerRunner& r
   Result<Model> model = runner.load(layer);
   if (!model.ok()) return model.status();
   Batch batch = random_batch(checkpoint, *spec, options.rows, options.seed);
-  if (Status status = time_forward(*model, *spec, batch); !status.ok()) return status;
+  if (Status status = time_forward(*model, *spec, batch, recorder); !status.ok()) return status;
 
   LayerResult result{.spec = *spec, .rows = batch.rows, .report = batch.report};
   result.tolerance = tolerance_on(model->store().device());
@@ -100,7 +101,6 @@ Result<LayerResult> run_layer(const Checkpoint& checkpoint, const LayerRunner& r
     if (id >= 0) ++result.expert_rows[static_cast<size_t>(id)];
   result.store = model->store().stats();
   if (Status status = check(checkpoint, batch, result); !status.ok()) return status;
-  if (Status status = recorder.add(*spec, 0, batch); !status.ok()) return status;
   return result;
 }
 

@@ -100,6 +100,9 @@ class MOE_API ExpertStore {
   // State of the expert's copy; `empty` if it is not resident.
   Result<ExpertHealth> health(int32_t layer, int32_t expert) const;
 
+  // A sequence (prompt and answer) is over: tells the eviction policies.
+  void sequence_ended();
+
   ExpertStoreStats stats() const;  // at the moment of the call
 
   struct Impl;

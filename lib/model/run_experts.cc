@@ -1,4 +1,6 @@
 // The chosen experts of a chunk of rows, from one table or in waves.
+#include <algorithm>
+
 #include "core/error.h"
 #include "core/rows.h"
 #include "model/stages.h"
@@ -50,6 +52,19 @@ std::span<ExpertGroup> take_wave(LayerForward& f, std::span<ExpertGroup>* groups
   return f.work.wave_groups.first(taken);
 }
 
+// The groups' experts as the policy was told of them: a wave takes those first that were used
+// first.
+std::span<const int32_t> in_order_of_use(LayerForward& f, std::span<const ExpertGroup> groups) {
+  size_t count = 0;
+  for (const int32_t expert : f.experts.distinct()) {
+    const auto group =
+        std::lower_bound(groups.begin(), groups.end(), expert,
+                         [](const ExpertGroup& g, int32_t e) { return g.expert < e; });
+    if (group != groups.end() && group->expert == expert) f.work.needed[count++] = expert;
+  }
+  return f.work.needed.first(count);
+}
+
 }  // namespace
 
 Status run_groups(const LayerForward& f, const ExpertGemm& gemm, const ExpertSpec& spec,
@@ -74,18 +89,17 @@ Status run_resident(LayerForward& f, const ExpertTable& table, Chunk chunk) {
 }
 
 void tell_eviction_policy(LayerForward& f) {
-  f.experts.gather(f.work.ids.data(), nullptr, f.hidden.shape[0], f.top_k,
+  f.experts.gather(f.work.ids.data(), f.work.weights.data(), f.hidden.shape[0], f.top_k,
                    f.layer.spec.router.num_experts);
-  f.store.accessed(f.layer, f.experts.distinct());
+  f.store.accessed(f.layer, f.experts.distinct(), f.experts.mean_weights());
 }
 
 Status run_paged(LayerForward& f, Chunk chunk) {
   StageTimer timer(f.services.clock(), f.report.experts_ns);
   std::span<ExpertGroup> groups = make_groups(f, chunk);
   while (!groups.empty()) {
-    for (size_t g = 0; g < groups.size(); ++g) f.work.needed[g] = groups[g].expert;
     MOE_RETURN_IF_ERROR(
-        f.store.acquire(f.layer, f.work.needed.first(groups.size()), f.deadline_at_ns, &f.wave));
+        f.store.acquire(f.layer, in_order_of_use(f, groups), f.deadline_at_ns, &f.wave));
     const Status status = run_wave(f, chunk, take_wave(f, &groups));
     f.store.release(f.layer, &f.wave);
     MOE_RETURN_IF_ERROR(status);

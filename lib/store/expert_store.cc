@@ -340,6 +340,12 @@ Result<ExpertHealth> ExpertStore::health(int32_t layer, int32_t expert) const {
   return ExpertHealth{copy.state, copy.version, copy.digest, copy.reason};
 }
 
+void ExpertStore::sequence_ended() {
+  std::lock_guard lock(impl_->mutex);
+  for (const SlotClass& slots : impl_->classes)
+    if (slots.policy) slots.policy->sequence_ended();
+}
+
 ExpertStoreStats ExpertStore::stats() const {
   std::lock_guard lock(impl_->mutex);
   ExpertStoreStats stats;

@@ -14,14 +14,15 @@
 namespace moe {
 namespace {
 
-// The experts that one size class may lose now.
+// The experts that one size class may lose now; `own`: of that layer alone.
 class Evictable final : public EvictionCandidates {
  public:
-  Evictable(ExpertStore::Impl& store, size_t slot_class, uint64_t plan)
-      : store_(store), slot_class_(slot_class), plan_(plan) {}
+  Evictable(ExpertStore::Impl& store, size_t slot_class, uint64_t plan, const StoreLayer* own)
+      : store_(store), slot_class_(slot_class), plan_(plan), own_(own) {}
   bool contains(ExpertId id) const noexcept override {
     const StoreLayer* layer = store_.find(id.layer);
     if (!layer || layer->routed.slot_class != slot_class_ || !layer->paged) return false;
+    if (own_ && layer != own_) return false;
     if (id.expert < 0 || static_cast<size_t>(id.expert) >= layer->experts.size()) return false;
     const ExpertCopy& copy = layer->experts[static_cast<size_t>(id.expert)];
     return copy.state == CopyState::ready && copy.leases == 0 && copy.needed_by != plan_;
@@ -31,6 +32,7 @@ class Evictable final : public EvictionCandidates {
   ExpertStore::Impl& store_;
   size_t slot_class_;
   uint64_t plan_;
+  const StoreLayer* own_;
 };
 
 struct Victim {
@@ -51,9 +53,10 @@ bool make_room(ExpertStore::Impl& store, StoreLayer& layer, int32_t expert, uint
                Plan& plan) {
   SlotClass& slots = store.classes[layer.routed.slot_class];
   const ExpertId incoming{layer.spec.layer, expert};
-  if (slots.resident >= slots.capacity ||
-      layer.resident >= slots.policy->limit(layer.spec.layer, slots.capacity)) {
-    const Evictable evictable(store, layer.routed.slot_class, serial);
+  const int64_t limit = std::max<int64_t>(1, slots.policy->limit(layer.spec.layer, slots.capacity));
+  const bool at_limit = layer.resident >= limit;
+  if (at_limit || slots.resident >= slots.capacity) {
+    const Evictable evictable(store, layer.routed.slot_class, serial, at_limit ? &layer : nullptr);
     const ExpertId id = slots.policy->victim(incoming, evictable);
     if (!evictable.contains(id)) return false;
     const Victim victim{store.find(id.layer), id.expert};
@@ -89,6 +92,11 @@ bool make_plan(ExpertStore::Impl& store, StoreLayer& layer, std::span<const int3
   return !plan.hits.empty() || !plan.loads.empty();
 }
 
+void sort_members(Wave* wave) {
+  std::sort(wave->members.begin(), wave->members.end(),
+            [](const Wave::Member& a, const Wave::Member& b) { return a.expert < b.expert; });
+}
+
 // Leases all of `needed` if they are resident.
 bool lease_all(ExpertStore::Impl& store, StoreLayer& layer, std::span<const int32_t> needed,
                Wave* wave) {
@@ -102,6 +110,7 @@ bool lease_all(ExpertStore::Impl& store, StoreLayer& layer, std::span<const int3
     ++copy_of(e).leases;
     wave->members.push_back({e, store.address(layer, e, copy_of(e))});
   }
+  sort_members(wave);
   store.paging.hits += static_cast<int64_t>(needed.size());
   return true;
 }
@@ -210,9 +219,10 @@ Status finish_loads(ExpertStore::Impl& store, StoreLayer& layer, const Plan& pla
 
 }  // namespace
 
-void ExpertStore::Impl::accessed(const StoreLayer& layer, std::span<const int32_t> experts) {
+void ExpertStore::Impl::accessed(const StoreLayer& layer, std::span<const int32_t> experts,
+                                 std::span<const float> probabilities) {
   std::lock_guard lock(mutex);
-  classes[layer.routed.slot_class].policy->accessed({layer.spec.layer, experts, {}});
+  classes[layer.routed.slot_class].policy->accessed({layer.spec.layer, experts, probabilities});
 }
 
 Status ExpertStore::Impl::acquire(StoreLayer& layer, std::span<const int32_t> needed,
@@ -256,12 +266,10 @@ Status ExpertStore::Impl::acquire(StoreLayer& layer, std::span<const int32_t> ne
   }
   for (int32_t e : plan.loads) ++layer.experts[static_cast<size_t>(e)].leases;
   wave->members.clear();
-  for (int32_t e : needed) {
-    const ExpertCopy& copy = layer.experts[static_cast<size_t>(e)];
-    const bool mine = std::binary_search(plan.hits.begin(), plan.hits.end(), e) ||
-                      std::binary_search(plan.loads.begin(), plan.loads.end(), e);
-    if (mine) wave->members.push_back({e, address(layer, e, copy)});
-  }
+  for (const std::vector<int32_t>* part : {&plan.hits, &plan.loads})
+    for (int32_t e : *part)
+      wave->members.push_back({e, address(layer, e, layer.experts[static_cast<size_t>(e)])});
+  sort_members(wave);
   paging.hits += static_cast<int64_t>(plan.hits.size());
   paging.stall_ns += clock.now_ns() - start;
   ++paging.waves;

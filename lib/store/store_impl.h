@@ -98,11 +98,12 @@ struct ExpertStore::Impl {
     return *layer.table.load(std::memory_order_seq_cst);
   }
   // Tells the policy what a forward of a paged layer needs; once, before anything is acquired.
-  // `experts` are distinct, in the order of use.
-  void accessed(const StoreLayer& layer, std::span<const int32_t> experts);
-  // Makes at least one of `needed` (ascending) resident and leases as many as the slots allow,
-  // evicting none of `needed`. Call outside any pin: it may wait for readers, reads and leases, but
-  // holds no lease while it does. On an error nothing is held.
+  // `experts` are distinct, in the order of use; `probabilities` as ExpertAccess says.
+  void accessed(const StoreLayer& layer, std::span<const int32_t> experts,
+                std::span<const float> probabilities = {});
+  // Makes at least one of `needed` (in the order of use) resident and leases as many as the slots
+  // allow, evicting none of `needed`. Call outside any pin: it may wait for readers, reads and
+  // leases, but holds no lease while it does. On an error nothing is held.
   Status acquire(StoreLayer& layer, std::span<const int32_t> needed, int64_t end_ns, Wave* wave);
   void release(StoreLayer& layer, Wave* wave);
 

@@ -24,12 +24,13 @@ class TraceForwards {
     const size_t top_k = static_cast<size_t>(trace_.top_k);
     experts_.gather(trace_.experts.data() + begin_ * top_k,
                     trace_.weights.empty() ? nullptr : trace_.weights.data() + begin_ * top_k,
-                    static_cast<int64_t>(end_ - begin_), trace_.top_k,
-                    index_.experts(index_.position(row().layer)));
+                    rows(), trace_.top_k, index_.experts(index_.position(row().layer)));
     return true;
   }
 
   const TraceRow& row() const { return trace_.rows[begin_]; }  // the first
+  size_t first_row() const { return begin_; }                  // its index in the trace
+  int64_t rows() const { return static_cast<int64_t>(end_ - begin_); }
   bool new_sequence() const { return new_sequence_; }
   const ForwardExperts& experts() const { return experts_; }
   ExpertAccess access() const {

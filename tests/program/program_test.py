@@ -65,11 +65,28 @@ def repack_and_page():
         assert paging["bytes"] > 0 and paging["stall_us"] > 0 and paging["slots"] < 6
     assert "paging" not in moe_json("run", repacked, "--rows", 3)["layers"][0]
     simulated = moe_json("simulate", "--trace", trace, "--slots", 12)
-    assert simulated["rows"] == 6 and simulated["layers"] == 2
+    forwards = 6  # of each layer, the warm-up included
+    assert simulated["rows"] == 3 * 2 * forwards and simulated["layers"] == 2
     chosen = sum(rows > 0 for layer in run["layers"] for rows in layer["expert_rows"])
-    assert all(r["hits"] + r["misses"] == chosen for r in simulated["results"])
+    assert all(r["hits"] + r["misses"] == chosen * forwards for r in simulated["results"])
     moe("plan", "--usage", trace, "--ranks", 2)
     assert "no policy is called 'nobody'" in moe("run", repacked, "--policy", "nobody", code=2).stderr
+
+
+def live_and_simulated():
+    """What paging did is what moe simulate says of the recorded trace. Not `pin`: the simulator knows
+    the popularity of the whole trace beforehand, a run knows none."""
+    folder, trace = small_model(), os.path.join(TMP.name, "trace.csv")
+    for policy in "lru", "lru-per-layer", "lfu", "llru", "hybrimoe", "moe-infinity":
+        for memory in "36KiB", "40KiB", "46KiB":
+            run = moe_json("run", folder, "--layer", 1, "--rows", 2, "--expert-memory", memory,
+                           "--policy", policy, "--record-trace", trace)
+            paging = run["layers"][0]["paging"]
+            simulated = moe_json("simulate", "--trace", trace, "--policy", policy,
+                                 "--slots", paging["slots"])["results"][0]
+            assert (paging["hits"], paging["misses"]) == (simulated["hits"], simulated["misses"])
+            assert paging["slots"] < 6 and paging["misses"] > 0
+            os.remove(trace)
 
 
 def synth_and_run():
