@@ -75,7 +75,7 @@ struct ForwardReport {
   // Time of the stages, by the model's clock. 0 on a GPU.
   int64_t route_ns = 0;
   int64_t experts_ns = 0;  // waiting for absent experts included
-  int64_t shared_ns = 0;   // 0 without shared experts
+  int64_t shared_ns = 0;   // what was not computed in one pass with the chosen experts
   int64_t combine_ns = 0;  // the weighted sum
 };
 

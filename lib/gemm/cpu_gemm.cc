@@ -1,4 +1,5 @@
-// The CPU backend people run. run() goes in three steps, each shared among the executor's threads:
+// The CPU backend people run. A batch goes in three steps, each shared among the executor's
+// threads:
 //
 //   gather    the rows of each expert as f32 or bf16, cut into tiles of at most max_rows rows, each
 //             stored [inputs / unit][rows][unit], so that a kernel reads it front to back
@@ -13,10 +14,10 @@
 #include <cstring>
 
 #include "core/error.h"
-#include "core/parallel.h"
 #include "gemm/backends.h"
 #include "gemm/cpu_layout.h"
 #include "gemm/cpu_pack.h"
+#include "gemm/cpu_pass.h"
 #include "gemm/cpu_tasks.h"
 #include "gemm/problem.h"
 #include "quant/formats.h"
@@ -62,8 +63,8 @@ struct Workspace {
   }
 };
 
-// One run().
-class Run {
+// One batch.
+class Run final : public Pass {
  public:
   Run(const Kernels& kernels, RowPrecision rows, const ExpertSpec& spec, const ExpertBatch& batch)
       : kernels_(kernels),
@@ -84,14 +85,21 @@ class Run {
     }
   }
 
-  void compute() {
-    const bool small = tasks_.total().row * at_.hidden_inputs < kSmallGather;
-    parallel_for(small ? nullptr : batch_.executor, tasks_.total().tile,
-                 [this](int64_t tile, int) { gather(tile); });
-    parallel_for(batch_.executor, tasks_.total().chunk * at_.gate_up_pairs,
-                 [this](int64_t task, int) { gate_up(task); });
-    parallel_for(batch_.executor, tasks_.total().chunk * at_.down_pairs,
-                 [this](int64_t task, int) { down(task); });
+  int steps() const override { return 3; }
+
+  int64_t tasks(int step) const override {
+    const GroupStart& total = tasks_.total();
+    if (step == 0) return total.tile;
+    return total.chunk * (step == 1 ? at_.gate_up_pairs : at_.down_pairs);
+  }
+
+  bool large(int step) const override {
+    return step > 0 || tasks_.total().row * at_.hidden_inputs >= kSmallGather;
+  }
+
+  void run(int step, int64_t task, int) override {
+    if (step == 0) return gather(task);
+    step == 1 ? gate_up(task) : down(task);
   }
 
  private:
@@ -235,7 +243,7 @@ class Run {
   std::byte* activations_ = nullptr;  // (rows, intermediate_inputs), ditto
 };
 
-class CpuGemm final : public ExpertGemm {
+class CpuGemm final : public PassGemm {
  public:
   CpuGemm(const Kernels& kernels, RowPrecision rows) : kernels_(kernels), rows_(rows) {}
 
@@ -274,11 +282,11 @@ class CpuGemm final : public ExpertGemm {
     return takes_bf16_rows(kernels_, spec.format.kind, rows_) ? 5e-3 : 2e-6;
   }
 
-  Status run(const ExpertSpec& spec, const ExpertBatch& batch) const override {
+  Status plan(const ExpertSpec& spec, const ExpertBatch& batch, PassSpace* pass) const override {
     MOE_RETURN_IF_ERROR(supports(spec));
     const int64_t pairs = pairs_in(batch), groups = static_cast<int64_t>(batch.groups.size());
     MOE_RETURN_IF_ERROR(check_cpu_batch(spec, batch, workspace_bytes(spec, pairs, groups, 1)));
-    if (pairs > 0) Run(kernels_, rows_, spec, batch).compute();
+    if (pairs > 0) pass->emplace<Run>(kernels_, rows_, spec, batch);
     return {};
   }
 

@@ -1,4 +1,4 @@
-// The CPU backend for int8 and int4 weights. run() goes in four steps, each shared among threads:
+// The CPU backend for int8 and int4 weights. A batch goes in four steps, shared among threads:
 //
 //   rows        the rows of each expert in tiles: q8, or f32 where rows must be exact
 //   gate_up     panel pair by panel pair: products, bias, activation; f32 rows
@@ -15,6 +15,7 @@
 #include "core/error.h"
 #include "core/parallel.h"
 #include "gemm/backends.h"
+#include "gemm/cpu_pass.h"
 #include "gemm/cpu_tasks.h"
 #include "gemm/problem.h"
 #include "gemm/quant_layout.h"
@@ -25,7 +26,8 @@ namespace moe::cpu {
 namespace {
 
 constexpr int64_t kChunkTiles = 10;
-constexpr int64_t kWideBlocks = 4;  // widened at a time: 16 KiB
+constexpr int64_t kSmallRows = 32768;  // elements; for fewer, waking threads costs more
+constexpr int64_t kWideBlocks = 4;     // widened at a time: 16 KiB
 
 constexpr int64_t aligned(int64_t bytes) { return round_up(bytes, 64); }
 
@@ -45,8 +47,8 @@ struct Workspace {
   }
 };
 
-// One run().
-class Run {
+// One batch.
+class Run final : public Pass {
  public:
   Run(const QuantKernels& quant, const Kernels& kernels, bool exact, const ExpertSpec& spec,
       const ExpertBatch& batch)
@@ -66,15 +68,25 @@ class Run {
     activations_ = reinterpret_cast<float*>(base + layout_.activations);
   }
 
-  void compute() {
-    parallel_for(batch_.executor, tasks_.total().tile,
-                 [this](int64_t tile, int worker) { pack_hidden(tile, worker); });
-    parallel_for(batch_.executor, tasks_.total().chunk * at_.gate_up_panels.pairs,
-                 [this](int64_t task, int) { gate_up(task); });
-    parallel_for(batch_.executor, tasks_.total().tile,
-                 [this](int64_t tile, int) { pack_activations(tile); });
-    parallel_for(batch_.executor, tasks_.total().chunk * at_.down_panels.pairs,
-                 [this](int64_t task, int) { down(task); });
+  int steps() const override { return 4; }
+
+  int64_t tasks(int step) const override {
+    const GroupStart& total = tasks_.total();
+    if (step == 0 || step == 2) return total.tile;
+    return total.chunk * (step == 1 ? at_.gate_up_panels.pairs : at_.down_panels.pairs);
+  }
+
+  bool large(int step) const override {
+    return step == 1 || step == 3 || tasks_.total().row * spec_.hidden >= kSmallRows;
+  }
+
+  void run(int step, int64_t task, int worker) override {
+    switch (step) {
+      case 0: return pack_hidden(task, worker);
+      case 1: return gate_up(task);
+      case 2: return pack_activations(task);
+      default: return down(task);
+    }
   }
 
  private:
@@ -251,7 +263,7 @@ class Run {
   float* activations_ = nullptr;  // (rows, intermediate)
 };
 
-class QuantGemm final : public ExpertGemm {
+class QuantGemm final : public PassGemm {
  public:
   QuantGemm(const QuantKernels& quant, const Kernels& kernels, RowPrecision rows)
       : quant_(quant), kernels_(kernels), exact_(rows == RowPrecision::exact) {}
@@ -290,12 +302,12 @@ class QuantGemm final : public ExpertGemm {
     return exact_ ? 2e-6 : 2e-2;
   }
 
-  Status run(const ExpertSpec& spec, const ExpertBatch& batch) const override {
+  Status plan(const ExpertSpec& spec, const ExpertBatch& batch, PassSpace* pass) const override {
     MOE_RETURN_IF_ERROR(supports(spec));
     const int64_t pairs = pairs_in(batch), groups = static_cast<int64_t>(batch.groups.size());
     MOE_RETURN_IF_ERROR(check_cpu_batch(
         spec, batch, workspace_bytes(spec, pairs, groups, concurrency_of(batch.executor))));
-    if (pairs > 0) Run(quant_, kernels_, exact_, spec, batch).compute();
+    if (pairs > 0) pass->emplace<Run>(quant_, kernels_, exact_, spec, batch);
     return {};
   }
 

@@ -3,7 +3,7 @@
 //   hidden (tokens, hidden)
 //     -> route            expert ids and weights (tokens, top_k)
 //     -> experts          grouped by slot: gate and up, activation, down     (pairs, hidden)
-//     -> shared experts   every row                                         (tokens, hidden)
+//        shared experts   every row, in the same pass                       (tokens, hidden)
 //     -> weighted sum     ascending in expert index -> out                  (tokens, hidden)
 //
 // What serves an expert is read from one table, pinned while it is used. A layer with fewer slots
@@ -51,7 +51,7 @@ void run_combine(LayerForward& f, Chunk chunk, bool with_shared) {
   combine(args);
 }
 
-// Runs `experts(chunk)`, the shared expert and the weighted sum, chunk after chunk.
+// Runs `experts(chunk, shared)`, the shared expert and the weighted sum, chunk after chunk.
 template <class Experts>
 Status compute(LayerForward& f, const LayerBlock& block, Experts experts) {
   const bool with_shared = f.layer.shared.gemm && !f.options.skip_shared;
@@ -60,8 +60,9 @@ Status compute(LayerForward& f, const LayerBlock& block, Experts experts) {
   for (int64_t first = 0; first < rows; first += step) {
     const Chunk chunk{first, std::min(step, rows - first)};
     MOE_RETURN_IF_ERROR(check_deadline(f, Phase::compute));
-    MOE_RETURN_IF_ERROR(experts(chunk));
-    if (with_shared) MOE_RETURN_IF_ERROR(run_shared(f, block, chunk));
+    SharedExpert shared = with_shared ? SharedExpert(f, block, chunk) : SharedExpert();
+    MOE_RETURN_IF_ERROR(experts(chunk, shared));
+    MOE_RETURN_IF_ERROR(shared.run(f));
     run_combine(f, chunk, with_shared);
   }
   return {};
@@ -78,11 +79,14 @@ Status forward_layer(LayerForward& f) {
     f.report.rows = f.hidden.shape[0];
     MOE_RETURN_IF_ERROR(route(f, *table.block));
     if (!f.layer.paged)
-      return compute(f, *table.block, [&](Chunk chunk) { return run_resident(f, table, chunk); });
+      return compute(f, *table.block, [&](Chunk chunk, SharedExpert& shared) {
+        return run_resident(f, table, chunk, shared);
+      });
     block = table.block;  // router and shared expert of one version, whatever the waves bring
   }
   tell_eviction_policy(f);
-  return compute(f, *block, [&](Chunk chunk) { return run_paged(f, chunk); });
+  return compute(f, *block,
+                 [&](Chunk chunk, SharedExpert& shared) { return run_paged(f, chunk, shared); });
 }
 
 }  // namespace moe

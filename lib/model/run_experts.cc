@@ -3,6 +3,7 @@
 
 #include "core/error.h"
 #include "core/rows.h"
+#include "gemm/cpu_pass.h"
 #include "model/stages.h"
 #include "router/permute.h"
 
@@ -23,7 +24,26 @@ std::span<ExpertGroup> make_groups(LayerForward& f, Chunk chunk) {
   return f.work.groups.first(groups);
 }
 
-Status run_wave(LayerForward& f, Chunk chunk, std::span<const ExpertGroup> groups) {
+// All groups at once, with the shared expert if it still waits; or one by one.
+Status run_groups(const LayerForward& f, ExpertBatch batch, SharedExpert& shared) {
+  const ExpertGemm& gemm = *f.layer.routed.gemm;
+  const LayerSpec& spec = f.layer.spec;
+  if (f.execution == Execution::grouped) {
+    const ExpertBatch* beside = batch.groups.empty() ? nullptr : shared.take();
+    if (!beside) return gemm.run(spec.expert, batch);
+    return run_together({gemm, spec.expert, batch},
+                        {*f.layer.shared.gemm, spec.shared->expert, *beside});
+  }
+  const std::span<const ExpertGroup> groups = batch.groups;
+  for (size_t g = 0; g < groups.size(); ++g) {
+    batch.groups = groups.subspan(g, 1);
+    MOE_RETURN_IF_ERROR(gemm.run(spec.expert, batch));
+  }
+  return {};
+}
+
+Status run_wave(LayerForward& f, Chunk chunk, std::span<const ExpertGroup> groups,
+                SharedExpert& shared) {
   const LayerSpec& spec = f.layer.spec;
   ExpertBatch batch;
   batch.hidden = rows_of(f.hidden, chunk.first, chunk.count);
@@ -33,7 +53,9 @@ Status run_wave(LayerForward& f, Chunk chunk, std::span<const ExpertGroup> group
   if (spec.router.weight_on_input)
     batch.input_weights = f.work.weights.data() + chunk.first * f.top_k;
   batch.out = f.work.rows.data();
-  return run_groups(f, *f.layer.routed.gemm, spec.expert, batch);
+  batch.executor = &f.services.executor();
+  batch.workspace = f.work.scratch;
+  return run_groups(f, batch, shared);
 }
 
 // Takes the wave's groups out of `groups`, whose rest stays in order. Both ascend in expert.
@@ -67,25 +89,12 @@ std::span<const int32_t> in_order_of_use(LayerForward& f, std::span<const Expert
 
 }  // namespace
 
-Status run_groups(const LayerForward& f, const ExpertGemm& gemm, const ExpertSpec& spec,
-                  ExpertBatch batch) {
-  batch.executor = &f.services.executor();
-  batch.workspace = f.work.scratch;
-  if (f.execution == Execution::grouped) return gemm.run(spec, batch);
-  const std::span<const ExpertGroup> groups = batch.groups;
-  for (size_t g = 0; g < groups.size(); ++g) {
-    batch.groups = groups.subspan(g, 1);
-    MOE_RETURN_IF_ERROR(gemm.run(spec, batch));
-  }
-  return {};
-}
-
-Status run_resident(LayerForward& f, const ExpertTable& table, Chunk chunk) {
+Status run_resident(LayerForward& f, const ExpertTable& table, Chunk chunk, SharedExpert& shared) {
   StageTimer timer(f.services.clock(), f.report.experts_ns);
   const std::span<ExpertGroup> groups = make_groups(f, chunk);
   for (ExpertGroup& group : groups)
     group.slot = table.experts[static_cast<size_t>(group.expert)].slot;
-  return run_wave(f, chunk, groups);
+  return run_wave(f, chunk, groups, shared);
 }
 
 void tell_eviction_policy(LayerForward& f) {
@@ -94,13 +103,13 @@ void tell_eviction_policy(LayerForward& f) {
   f.store.accessed(f.layer, f.experts.distinct(), f.experts.mean_weights());
 }
 
-Status run_paged(LayerForward& f, Chunk chunk) {
+Status run_paged(LayerForward& f, Chunk chunk, SharedExpert& shared) {
   StageTimer timer(f.services.clock(), f.report.experts_ns);
   std::span<ExpertGroup> groups = make_groups(f, chunk);
   while (!groups.empty()) {
     MOE_RETURN_IF_ERROR(
         f.store.acquire(f.layer, in_order_of_use(f, groups), f.deadline_at_ns, &f.wave));
-    const Status status = run_wave(f, chunk, take_wave(f, &groups));
+    const Status status = run_wave(f, chunk, take_wave(f, &groups), shared);
     f.store.release(f.layer, &f.wave);
     MOE_RETURN_IF_ERROR(status);
   }

@@ -1,6 +1,7 @@
 // The expert that sees every row.
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "core/rows.h"
 #include "model/stages.h"
@@ -27,19 +28,30 @@ void shared_gates(const TensorView& hidden, const TensorView& weight, float* gat
 
 }  // namespace
 
-Status run_shared(LayerForward& f, const LayerBlock& block, Chunk chunk) {
-  StageTimer timer(f.services.clock(), f.report.shared_ns);
-  const SharedSpec& spec = *f.layer.spec.shared;
+SharedExpert::SharedExpert(LayerForward& f, const LayerBlock& block, Chunk chunk)
+    : group_{block.shared, kSharedExpert, 0, chunk.count}, pending_(true) {
   for (int64_t t = 0; t < chunk.count; ++t) f.work.shared_pairs[static_cast<size_t>(t)] = t;
-  const ExpertGroup group{block.shared, kSharedExpert, 0, chunk.count};
-  ExpertBatch batch;
-  batch.hidden = rows_of(f.hidden, chunk.first, chunk.count);
-  batch.top_k = 1;
-  batch.groups = {&group, 1};
-  batch.pairs = f.work.shared_pairs.data();
-  batch.out = f.work.shared_rows.data();
-  if (spec.sigmoid_gate) shared_gates(batch.hidden, block.shared_gate, f.work.shared_gate.data());
-  return run_groups(f, *f.layer.shared.gemm, spec.expert, batch);
+  batch_.hidden = rows_of(f.hidden, chunk.first, chunk.count);
+  batch_.top_k = 1;
+  batch_.groups = {&group_, 1};
+  batch_.pairs = f.work.shared_pairs.data();
+  batch_.out = f.work.shared_rows.data();
+  batch_.executor = &f.services.executor();
+  batch_.workspace = f.work.shared_scratch;
+  if (!f.layer.spec.shared->sigmoid_gate) return;
+  StageTimer timer(f.services.clock(), f.report.shared_ns);
+  shared_gates(batch_.hidden, block.shared_gate, f.work.shared_gate.data());
+}
+
+const ExpertBatch* SharedExpert::take() {
+  return std::exchange(pending_, false) ? &batch_ : nullptr;
+}
+
+Status SharedExpert::run(LayerForward& f) {
+  const ExpertBatch* batch = take();
+  if (!batch) return {};
+  StageTimer timer(f.services.clock(), f.report.shared_ns);
+  return f.layer.shared.gemm->run(f.layer.spec.shared->expert, *batch);
 }
 
 }  // namespace moe

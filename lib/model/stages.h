@@ -17,19 +17,31 @@ struct Chunk {
 // Fills work.ids and work.weights for the whole batch: the host's routing, its router, or ours.
 Status route(LayerForward& f, const LayerBlock& block);
 
+// The expert that sees every row of a chunk: fills work.shared_rows and work.shared_gate. Whoever
+// runs chosen experts takes its batch along in their pass; else it runs by itself.
+class SharedExpert {
+ public:
+  SharedExpert() = default;  // none
+  SharedExpert(LayerForward& f, const LayerBlock& block, Chunk chunk);
+  SharedExpert(const SharedExpert&) = delete;
+  SharedExpert& operator=(const SharedExpert&) = delete;
+
+  const ExpertBatch* take();    // null: none, or taken already
+  Status run(LayerForward& f);  // unless it was taken
+
+ private:
+  ExpertGroup group_;
+  ExpertBatch batch_;
+  bool pending_ = false;
+};
+
 // Fill work.rows with what the chunk's chosen experts make of its rows.
-Status run_resident(LayerForward& f, const ExpertTable& table, Chunk chunk);
-Status run_paged(LayerForward& f, Chunk chunk);  // in waves; nothing is held between two of them
+Status run_resident(LayerForward& f, const ExpertTable& table, Chunk chunk, SharedExpert& shared);
+// In waves; nothing is held between two of them.
+Status run_paged(LayerForward& f, Chunk chunk, SharedExpert& shared);
 
 // Once per forward of a paged layer, before run_paged(): what the batch is going to use.
 void tell_eviction_policy(LayerForward& f);
-
-// Fills work.shared_rows and work.shared_gate.
-Status run_shared(LayerForward& f, const LayerBlock& block, Chunk chunk);
-
-// `gemm` on `batch` with the forward's threads and scratch: all groups at once, or one by one.
-Status run_groups(const LayerForward& f, const ExpertGemm& gemm, const ExpertSpec& spec,
-                  ExpertBatch batch);
 
 // Adds the time since construction to a counter.
 class StageTimer {

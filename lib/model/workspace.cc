@@ -46,9 +46,6 @@ Workspace Workspace::cut(const StoreLayer& layer, const BatchShape& batch, std::
       route_workspace_bytes(spec.router, spec.hidden(), batch.tokens, batch.concurrency);
   scratch = std::max(
       scratch, layer.routed.gemm->workspace_bytes(spec.expert, pairs, groups, batch.concurrency));
-  if (layer.shared.gemm)
-    scratch = std::max(scratch, layer.shared.gemm->workspace_bytes(spec.shared->expert, chunk, 1,
-                                                                   batch.concurrency));
   Cutter cutter(base);
   Workspace w;
   w.ids = cutter.take<int32_t>(all_pairs);
@@ -65,6 +62,8 @@ Workspace Workspace::cut(const StoreLayer& layer, const BatchShape& batch, std::
     w.shared_pairs = cutter.take<int64_t>(chunk);
     w.shared_rows = cutter.take<float>(chunk * spec.hidden());
     w.shared_gate = cutter.take<float>(chunk);
+    w.shared_scratch = cutter.take<std::byte>(static_cast<int64_t>(
+        layer.shared.gemm->workspace_bytes(spec.shared->expert, chunk, 1, batch.concurrency)));
   }
   w.order = cutter.take<int32_t>(static_cast<int64_t>(batch.concurrency) * batch.top_k);
   w.scratch = cutter.take<std::byte>(static_cast<int64_t>(scratch));

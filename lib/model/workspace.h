@@ -29,17 +29,18 @@ struct Workspace {
   std::span<float> weights;  // (tokens, top_k)
 
   // One chunk.
-  std::span<int64_t> pairs;            // (P), grouped by expert
-  std::span<int64_t> first_pair;       // (experts + 1): where each expert's pairs begin
-  std::span<ExpertGroup> groups;       // at most min(experts, P)
-  std::span<ExpertGroup> wave_groups;  // ditto; paged layers only
-  std::span<int32_t> needed;           // (experts), paged layers only
-  std::span<float> rows;               // (P, hidden), unweighted results by pair
-  std::span<int64_t> shared_pairs;     // (chunk): 0, 1, 2, ...
-  std::span<float> shared_rows;        // (chunk, hidden)
-  std::span<float> shared_gate;        // (chunk)
-  std::span<int32_t> order;            // (concurrency, top_k), scratch of the weighted sum
-  std::span<std::byte> scratch;        // of the router, then of the backends
+  std::span<int64_t> pairs;             // (P), grouped by expert
+  std::span<int64_t> first_pair;        // (experts + 1): where each expert's pairs begin
+  std::span<ExpertGroup> groups;        // at most min(experts, P)
+  std::span<ExpertGroup> wave_groups;   // ditto; paged layers only
+  std::span<int32_t> needed;            // (experts), paged layers only
+  std::span<float> rows;                // (P, hidden), unweighted results by pair
+  std::span<int64_t> shared_pairs;      // (chunk): 0, 1, 2, ...
+  std::span<float> shared_rows;         // (chunk, hidden)
+  std::span<float> shared_gate;         // (chunk)
+  std::span<int32_t> order;             // (concurrency, top_k), scratch of the weighted sum
+  std::span<std::byte> shared_scratch;  // of the shared expert's backend
+  std::span<std::byte> scratch;         // of the router, then of the chosen experts' backend
 
   size_t bytes = 0;  // of everything
 
