@@ -115,6 +115,7 @@ class ShapeBench {
     auto layer = [&](int i, __nv_bfloat16* to) {
       LayerArgs args = {};
       args.pool = pool_;
+      args.kernel = &kHopperBf16;
       args.maps = &maps_;
       args.tokens = tokens;
       args.top_k = shape_.top_k;

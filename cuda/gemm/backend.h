@@ -13,6 +13,7 @@ namespace moe::cuda {
 class GpuGemm : public ExpertGemm {
  public:
   virtual SlotShape shape(const ExpertSpec& spec) const = 0;
+  virtual const GroupedGemmKernel& kernel() const = 0;
 
   size_t workspace_bytes(const ExpertSpec&, int64_t, int64_t, int) const noexcept override {
     return 0;
@@ -23,5 +24,9 @@ class GpuGemm : public ExpertGemm {
 // hopper_gemm.cc: TMA, mbarrier and wgmma, bf16.
 std::unique_ptr<ExpertGemm> make_hopper_gemm(const ExpertGemmOptions& options);
 Status hopper_available();
+
+// portable_gemm.cc: mma.sync and cp.async, bf16.
+std::unique_ptr<ExpertGemm> make_portable_gemm(const ExpertGemmOptions& options);
+Status portable_available();
 
 }  // namespace moe::cuda

@@ -30,16 +30,17 @@ enum class TileClass : int32_t {
 };
 
 struct GroupedGemmArgs {
-  // The matrix of every slot: boxes of kTileRows rows.
+  // The matrix of every slot: boxes of kTileRows rows; and where it begins in slot 0.
   CUtensorMap weights;
+  const std::byte* weight_base = nullptr;
   int64_t weight_rows = 0;  // of a slot's matrix
   int64_t depth = 0;        // columns of it that count: elements of a token row
 
   const TokenTile* tiles = nullptr;
   const int32_t* tile_count = nullptr;
 
-  // Token rows, bf16 or e4m3: in permuted order, through a map with boxes of token_box() rows; or
-  // gathered from row_base[row_index[permuted row]].
+  // Token rows, bf16 or e4m3: in permuted order, through a map with boxes of token_box() rows or
+  // from row_base[permuted row]; or gathered from row_base[row_index[permuted row]].
   CUtensorMap rows;
   const int32_t* row_index = nullptr;  // null: in order; only if gathers(size)
   const std::byte* row_base = nullptr;
@@ -84,10 +85,19 @@ constexpr bool choose_gather(int64_t tokens, int32_t top_k, int64_t num_experts)
   return tokens * top_k / num_experts >= 24;
 }
 
-// `max_tiles` bounds *tile_count; `multiprocessors` is the device's.
+// What a backend multiplies with. `max_tiles` bounds *tile_count; `multiprocessors` is the
+// device's.
+struct GroupedGemmKernel {
+  cudaError_t (*launch)(TileClass size, const GroupedGemmArgs& args, int64_t max_tiles,
+                        int multiprocessors, cudaStream_t stream);
+  bool copy_engine;  // reads through the maps, and serves every class; otherwise the bases, and not
+                     // the largest
+};
+
 cudaError_t launch_grouped_gemm_bf16(TileClass size, const GroupedGemmArgs& args, int64_t max_tiles,
                                      int multiprocessors, cudaStream_t stream);
 cudaError_t launch_grouped_gemm_fp8(TileClass size, const GroupedGemmArgs& args, int64_t max_tiles,
                                     int multiprocessors, cudaStream_t stream);
+inline constexpr GroupedGemmKernel kHopperBf16 = {launch_grouped_gemm_bf16, true};
 
 }  // namespace moe::cuda

@@ -15,6 +15,7 @@ class HopperGemm final : public GpuGemm {
     return check_float_format(spec, name());
   }
   SlotShape shape(const ExpertSpec& spec) const override { return slot_shape(spec); }
+  const GroupedGemmKernel& kernel() const override { return kHopperBf16; }
   SlotLayout layout(const ExpertSpec& spec) const override {
     return {"cuda-bf16", static_cast<size_t>(slot_sections(shape(spec)).bytes),
             static_cast<size_t>(kSlotAlignment)};
@@ -27,11 +28,6 @@ class HopperGemm final : public GpuGemm {
 };
 
 }  // namespace
-
-Status GpuGemm::run(const ExpertSpec&, const ExpertBatch&) const {
-  return error(StatusCode::unimplemented, {.phase = Phase::compute},
-               "{} computes from the table on the GPU: use Model::forward", name());
-}
 
 std::unique_ptr<ExpertGemm> make_hopper_gemm(const ExpertGemmOptions&) {
   return std::make_unique<HopperGemm>();

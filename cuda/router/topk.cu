@@ -191,14 +191,19 @@ cudaError_t launch_topk(const TopKArgs& args, cudaStream_t stream) {
 cudaError_t launch_topk_permute(const TopKArgs& args, const PermuteArgs& out, cudaStream_t stream) {
   if (!valid(args) || args.tokens > kMaxFusedTokens || out.num_experts != args.rule.candidates)
     return cudaErrorInvalidValue;
-  constexpr size_t kMost = 200 << 10;
-  const int warps = warps_within(args.rule, kMost, std::clamp<int64_t>(args.tokens, 1, 32));
+  int device = 0, most = 0;  // bytes of shared memory that a block may have
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error != cudaSuccess) return error;
+  const size_t limit = static_cast<size_t>(most) - sizeof(int16_t) * kMaxFusedTokens * kMaxTopK;
+  const int warps = warps_within(args.rule, limit, std::clamp<int64_t>(args.tokens, 1, 32));
   const size_t bytes = std::max(warps * scratch_words(args.rule) * sizeof(float),
                                 2 * sizeof(int32_t) * args.rule.candidates);
   const auto kernel = is_plain(args.rule) ? topk_permute<true> : topk_permute<false>;
   if (bytes > kSharedBytes) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMost);
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(limit));
     if (error != cudaSuccess) return error;
   }
   return launch(kernel, 1, kThreads, bytes, stream, args, out, warps);

@@ -47,6 +47,8 @@ Status plan_network(const ExpertStore::Impl& store, const Compute& compute, cons
   network->activation = static_cast<int32_t>(spec.activation);
   network->alpha = spec.alpha;
   network->limit = spec.limit;
+  network->kernel = &gemm->kernel();
+  if (!network->kernel->copy_engine) return {};
   MOE_RETURN_IF_ERROR(check(make_pool_maps(network->pool, maps),
                             "describe a pool of experts to the copy engine",
                             {.phase = Phase::plan}));

@@ -6,13 +6,28 @@
 
 namespace moe::cuda {
 
+// Whether the current GPU can start a kernel early.
+inline cudaError_t starts_early(int* yes) {
+  int device = 0;
+  const cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  int major = 0;
+  const cudaError_t asked =
+      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  *yes = major >= 9;
+  return asked;
+}
+
 // Blocks run in clusters of `cluster`, which divides the grid.
 template <typename... Params, typename... Args>
 cudaError_t launch_clusters(unsigned cluster, void (*kernel)(Params...), dim3 grid, dim3 block,
                             size_t shared_bytes, cudaStream_t stream, Args&&... args) {
+  int early = 0;
+  const cudaError_t error = starts_early(&early);
+  if (error != cudaSuccess) return error;
   cudaLaunchAttribute attributes[2] = {};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[0].val.programmaticStreamSerializationAllowed = early;
   attributes[1].id = cudaLaunchAttributeClusterDimension;
   attributes[1].val.clusterDim = {cluster, 1, 1};
   cudaLaunchConfig_t config = {};

@@ -1,5 +1,7 @@
 #include "runtime/layer.h"
 
+#include <algorithm>
+
 #include "permute/cast_rows.h"
 #include "permute/combine.h"
 #include "permute/copy_rows.h"
@@ -99,6 +101,10 @@ struct Forward {
                        : choose_tile_class(a.tokens, a.top_k, experts);
     if (a.paged && !gathers(size)) size = TileClass::medium;
     shared_size = choose_tile_class(a.tokens, 1, 1);
+    if (!a.kernel->copy_engine) {
+      size = std::min(size, TileClass::medium);
+      shared_size = std::min(shared_size, TileClass::medium);
+    }
     direct = a.hidden.type == DType::bf16 && hidden % 8 == 0 && a.hidden.stride == hidden &&
              aligned_by_8(a.hidden);
     fused_choice = a.tokens <= kMaxFusedTokens && !a.ids_in && a.capacity == 0 && !a.paged;
@@ -221,8 +227,8 @@ cudaError_t enqueue_choice(const Forward& f, cudaStream_t stream) {
 
 // Token rows as the copy engine sees them.
 struct RowMaps {
-  bool gather;  // rows are copied into permuted order first
-  CUtensorMap gathered, activated;
+  bool gather = false;  // rows are copied into permuted order first
+  CUtensorMap gathered = {}, activated = {};
 };
 
 cudaError_t row_map(const void* base, int64_t columns, int64_t count, TileClass size,
@@ -234,9 +240,12 @@ cudaError_t row_map(const void* base, int64_t columns, int64_t count, TileClass 
 
 cudaError_t make_row_maps(const Forward& f, RowMaps* out) {
   const LayerArgs& args = f.args;
-  out->gather = args.gather >= 0 ? args.gather
-                                 : choose_gather(args.tokens, args.top_k, args.pool.num_experts);
+  out->gather = args.gather >= 0
+                    ? args.gather
+                    : args.kernel->copy_engine &&
+                          choose_gather(args.tokens, args.top_k, args.pool.num_experts);
   out->gather = (out->gather && !args.paged) || !gathers(f.size) || args.weights_on_input;
+  if (!args.kernel->copy_engine) return cudaSuccess;
   const cudaError_t error = row_map(f.work.gathered, f.width, f.pairs, f.size, &out->gathered);
   if (error != cudaSuccess) return error;
   return row_map(f.work.activated, args.pool.sections.intermediate_stride, f.pairs, f.size,
@@ -247,7 +256,8 @@ cudaError_t make_row_maps(const Forward& f, RowMaps* out) {
 GroupedGemmArgs gate_up(const Network& n) {
   const SlotSections& sections = n.pool.sections;
   GroupedGemmArgs gemm = {};
-  gemm.weights = n.maps->gate_up;
+  if (n.maps) gemm.weights = n.maps->gate_up;
+  gemm.weight_base = n.pool.base + sections.gate_up;
   gemm.weight_rows = (n.pool.shape.gated ? 2 : 1) * sections.intermediate_stride;
   gemm.depth = sections.hidden_stride;
   if (n.pool.shape.bias) gemm.bias = n.pool.base + sections.gate_up_bias;
@@ -264,7 +274,8 @@ GroupedGemmArgs gate_up(const Network& n) {
 GroupedGemmArgs down(const Network& n) {
   const SlotSections& sections = n.pool.sections;
   GroupedGemmArgs gemm = {};
-  gemm.weights = n.maps->down;
+  if (n.maps) gemm.weights = n.maps->down;
+  gemm.weight_base = n.pool.base + sections.down;
   gemm.weight_rows = n.pool.shape.hidden;
   gemm.depth = sections.intermediate_stride;
   if (n.pool.shape.bias) gemm.bias = n.pool.base + sections.down_bias;
@@ -317,21 +328,20 @@ cudaError_t enqueue_routed(const Forward& f, cudaStream_t stream) {
   gemm.tiles = f.work.tiles;
   gemm.tile_count = f.work.tile_count;
   gemm.out = f.work.activated;
-  if (maps.gather) {
-    gemm.rows = maps.gathered;
-  } else {
-    gemm.row_index = f.work.row_token;
-    gemm.row_base = reinterpret_cast<const std::byte*>(f.rows);
-    gemm.row_bytes = f.width * 2;
-  }
-  error = launch_grouped_gemm_bf16(f.size, gemm, tiles, args.multiprocessors, stream);
+  gemm.rows = maps.gathered;
+  gemm.row_base = reinterpret_cast<const std::byte*>(maps.gather ? f.work.gathered : f.rows);
+  gemm.row_bytes = f.width * 2;
+  if (!maps.gather) gemm.row_index = f.work.row_token;
+  error = args.kernel->launch(f.size, gemm, tiles, args.multiprocessors, stream);
   if (error != cudaSuccess) return error;
   gemm = down(args);
   gemm.tiles = f.work.tiles;
   gemm.tile_count = f.work.tile_count;
   gemm.rows = maps.activated;
+  gemm.row_base = reinterpret_cast<const std::byte*>(f.work.activated);
+  gemm.row_bytes = args.pool.sections.intermediate_stride * 2;
   gemm.out = f.work.rows;
-  return launch_grouped_gemm_bf16(f.size, gemm, tiles, args.multiprocessors, stream);
+  return args.kernel->launch(f.size, gemm, tiles, args.multiprocessors, stream);
 }
 
 // ---- the shared expert and the sum
@@ -339,11 +349,12 @@ cudaError_t enqueue_routed(const Forward& f, cudaStream_t stream) {
 cudaError_t enqueue_shared(const Forward& f, cudaStream_t stream) {
   const SharedNetwork& shared = *f.args.shared;
   const int64_t tokens = f.args.tokens;
-  CUtensorMap rows, activated;
-  cudaError_t error = row_map(f.rows, f.width, tokens, f.shared_size, &rows);
-  if (error == cudaSuccess)
-    error = row_map(f.work.shared_activated, shared.pool.sections.intermediate_stride, tokens,
-                    f.shared_size, &activated);
+  const int64_t intermediate = shared.pool.sections.intermediate_stride;
+  CUtensorMap rows = {}, activated = {};
+  cudaError_t error = cudaSuccess;
+  if (shared.kernel->copy_engine) error = row_map(f.rows, f.width, tokens, f.shared_size, &rows);
+  if (shared.kernel->copy_engine && error == cudaSuccess)
+    error = row_map(f.work.shared_activated, intermediate, tokens, f.shared_size, &activated);
   if (error == cudaSuccess && shared.gated_by_row)
     error = launch_shared_gate(
         {f.args.hidden, tokens, f.args.pool.shape.hidden, f.work.note, f.work.shared_gate}, stream);
@@ -354,15 +365,19 @@ cudaError_t enqueue_shared(const Forward& f, cudaStream_t stream) {
   gemm.tiles = f.work.shared_tiles;
   gemm.tile_count = f.work.shared_tile_count;
   gemm.rows = rows;
+  gemm.row_base = reinterpret_cast<const std::byte*>(f.rows);
+  gemm.row_bytes = f.width * 2;
   gemm.out = f.work.shared_activated;
-  error = launch_grouped_gemm_bf16(f.shared_size, gemm, tiles, f.args.multiprocessors, stream);
+  error = shared.kernel->launch(f.shared_size, gemm, tiles, f.args.multiprocessors, stream);
   if (error != cudaSuccess) return error;
   gemm = down(shared);
   gemm.tiles = f.work.shared_tiles;
   gemm.tile_count = f.work.shared_tile_count;
   gemm.rows = activated;
+  gemm.row_base = reinterpret_cast<const std::byte*>(f.work.shared_activated);
+  gemm.row_bytes = intermediate * 2;
   gemm.out = f.work.shared_rows;
-  return launch_grouped_gemm_bf16(f.shared_size, gemm, tiles, f.args.multiprocessors, stream);
+  return shared.kernel->launch(f.shared_size, gemm, tiles, f.args.multiprocessors, stream);
 }
 
 cudaError_t enqueue_sum(const Forward& f, cudaStream_t stream) {

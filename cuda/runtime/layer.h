@@ -37,7 +37,8 @@ cudaError_t make_pool_maps(const ExpertPool& pool, PoolMaps* out);
 // What the experts of a pool compute.
 struct Network {
   ExpertPool pool;
-  const PoolMaps* maps = nullptr;  // host memory, read during the call
+  const GroupedGemmKernel* kernel = nullptr;
+  const PoolMaps* maps = nullptr;  // host memory, read during the call; null: no copy engine
   int32_t activation = 0;          // moe::Activation
   float alpha = 0, limit = 0;
 };

@@ -1,5 +1,5 @@
-// Hopper's instructions by name: barriers in shared memory, the copy engine, warpgroup matrix
-// multiplication. One function per instruction, nothing else.
+// Instructions by name: barriers in shared memory, copies, matrix multiplication. One function per
+// instruction, nothing else. Most need Hopper; what runs everywhere says so.
 #pragma once
 
 #include <cstdint>
@@ -72,7 +72,8 @@ __device__ inline void named_barrier(int id, int threads) {
 
 // --- copies ---------------------------------------------------------------------------------
 
-// 16 bytes, of which the first `bytes` are read and the rest are zero.
+// 16 bytes, of which the first `bytes` are read and the rest are zero. From 8.0 on, as the three
+// below.
 __device__ inline void copy_async_16(uint32_t to, const void* from, uint32_t bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes)
                : "memory");
@@ -81,6 +82,13 @@ __device__ inline void copy_async_16(uint32_t to, const void* from, uint32_t byt
 __device__ inline void copy_async_4(uint32_t to, const void* from, uint32_t bytes) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(bytes)
                : "memory");
+}
+
+__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Until at most kPending groups of this thread's copies are under way.
+template <int kPending>
+__device__ inline void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
 __device__ inline void prefetch_tensor_map(const CUtensorMap* map) {
@@ -124,6 +132,24 @@ __device__ inline uint64_t matrix_descriptor(uint32_t address) {
 // Where the 16-byte chunk `chunk` of row `row` lies in such a tile.
 __device__ inline uint32_t swizzled(uint32_t row, uint32_t chunk) {
   return row * 128 + ((chunk ^ (row & 7)) << 4);
+}
+
+// Four 8x8 matrices of 16-bit values; each lane gives the address of one row. From 8.0 on.
+__device__ inline void load_matrices(uint32_t (&to)[4], uint32_t from) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(from)
+               : "memory");
+}
+
+// A warp's product: sum (16, 8) += A (16, 16) * B (8, 16)^T, bf16. From 8.0 on.
+__device__ inline void multiply_bf16(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0,
+                                     uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 __device__ inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -177,12 +203,17 @@ __device__ inline void fewer_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
-// Programmatic dependent launch: wait for the kernel before; let the kernel after start.
+// Programmatic dependent launch: wait for the kernel before; let the kernel after start. Cards
+// before 9.0 start a kernel when the one before it has ended (runtime/launch.cuh).
 __device__ inline void wait_for_previous_kernel() {
+#if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
 }
 __device__ inline void let_next_kernel_start() {
+#if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
 }
 
 }  // namespace moe::cuda

@@ -11,6 +11,7 @@
 #include "catch.h"
 #include "cuda/buffer.h"
 #include "cuda/oracle.h"
+#include "gemm/portable_gemm.h"
 #include "permute/permute.h"
 #include "router/topk.h"
 
@@ -30,6 +31,7 @@ struct Problem {
   int32_t activation = 0;
   bool one_expert = false;  // every token's first choice is the last expert
   int32_t size = -1, gather = -1;
+  bool portable = false;
 };
 
 struct Chosen {
@@ -79,7 +81,8 @@ class Fixture {
   void run() {
     LayerArgs args = {};
     args.pool = pool;
-    args.maps = &maps_;
+    args.kernel = p.portable ? &kPortableBf16 : &kHopperBf16;
+    if (!p.portable) args.maps = &maps_;
     args.activation = p.activation;
     args.alpha = 1.702f;
     args.limit = 1.5f;
@@ -202,7 +205,7 @@ template <typename A, typename B>
 double distance(const std::vector<A>& got, const std::vector<B>& want) {
   double error = 0, norm = 1e-300;
   for (size_t i = 0; i < want.size(); ++i) {
-    const double w = double(want[i]), d = double(float(got[i])) - w;
+    const double w = double(float(want[i])), d = double(float(got[i])) - w;
     error += d * d;
     norm += w * w;
   }
@@ -240,7 +243,15 @@ TEST_CASE("a layer on the GPU is within bf16 rounding of double precision", "[cu
             p.one_expert, p.size, p.gather);
     Fixture f(p, uint32_t(moe::test::seed()));
     f.run();
-    CHECK(distance(f.out.host(), f.oracle()) < 5e-3);
+    const std::vector<double> want = f.oracle();
+    const auto hopper = f.out.host();
+    CHECK(distance(hopper, want) < 5e-3);
+    f.p.portable = true;
+    MOE_CHECK(cudaMemset(f.out.data(), 0xFF, static_cast<size_t>(f.out.size()) * 2));
+    f.run();
+    const auto portable = f.out.host();
+    CHECK(distance(portable, want) < 5e-3);
+    CHECK(distance(portable, hopper) < 5e-3);
   }
 }
 

@@ -139,7 +139,7 @@ void run_block(const WeightSource& source, Model& model, Context& context, int32
   }
 }
 
-void run_folder(const std::string& folder, int families) {
+void run_folder(const std::string& folder, int families, const char* gemm = "") {
   if (!have_gpu()) return skip(kNoGpu);
   if (!test::have_shared()) return skip("goldens: the folder of --shared is absent");
   const OwnStream stream;
@@ -150,7 +150,7 @@ void run_folder(const std::string& folder, int families) {
     const std::string name = entry.path().filename().string();
     INFO(name);
     const Checkpoint source = must(Checkpoint::open(entry.path().string()));
-    Model model = must(Model::load(entry.path().string(), {.device = kGpu}));
+    Model model = must(Model::load(entry.path().string(), {.device = kGpu, .gemm = gemm}));
     Context context = must(Context::create(model, {.stream = cuda_stream(stream.stream)}));
     const Golden golden(entry.path() / "golden.safetensors");
     GoldenRun run;
@@ -238,9 +238,13 @@ struct Pinned {
 TEST_CASE("goldens/a on the GPU", "[cuda][golden][mission-2][mission-3]") { run_folder("a", 19); }
 TEST_CASE("goldens/b on the GPU", "[cuda][golden][mission-2][mission-3]") { run_folder("b", 19); }
 TEST_CASE("goldens/c on the GPU", "[cuda][golden]") { run_folder("c", 10); }
+TEST_CASE("goldens/a by the portable kernels", "[cuda][golden]") {
+  run_folder("a", 19, "cuda-portable");
+}
 
 TEST_CASE("forward on the GPU equals the CPU on random layers", "[cuda][mission-138]") {
   if (!have_gpu()) return skip(kNoGpu);
+  const std::string gemm = GENERATE("cuda-hopper", "cuda-portable");
   Random random(test::seed());
   const OwnStream stream;
   for (int round = 0; round < 40; ++round) {
@@ -253,10 +257,10 @@ TEST_CASE("forward on the GPU equals the CPU on random layers", "[cuda][mission-
       if (spec.shared) spec.shared->expert.hidden = spec.expert.hidden;
     }
     RandomModel source({spec}, random, weights);
-    Pair models(source.source());
+    Pair models(source.source(), {.gemm = gemm});
     const int64_t tokens = random.one_of({1, 2, 3, 7, 17, 64, 65, 128, 700});
     const HostRows hidden(random, tokens, spec.hidden(), any_type(random), random.between(0, 9));
-    CAPTURE(round, experts, top_k, tokens, to_string(hidden.dtype), to_string(weights),
+    CAPTURE(gemm, round, experts, top_k, tokens, to_string(hidden.dtype), to_string(weights),
             spec.expert.hidden, spec.expert.intermediate, to_string(spec.expert.activation),
             spec.expert.gated, spec.expert.bias, spec.shared.has_value(),
             spec.router.num_zero_experts, spec.router.weight_on_input);
