@@ -75,33 +75,51 @@ void add_paging(Json& json, const ExpertStoreStats& stats, const RunOptions& opt
   json.value("stall_us", static_cast<double>(paging.stall_ns) / 1e3).end();
 }
 
-Result<TraceRecorder> TraceRecorder::create(const RunOptions& options,
-                                            const std::vector<LayerSpec>& layers) {
-  TraceRecorder recorder;
-  if (options.record_trace.empty()) return recorder;
+Result<Recorder> Recorder::create(const RunOptions& options, const std::vector<LayerSpec>& layers) {
+  Recorder recorder;
   std::vector<LayerExperts> recorded;
   int32_t top_k = 1;
   for (const LayerSpec& spec : layers) {
     recorded.push_back({spec.layer, spec.router.num_experts});
     top_k = std::max(top_k, spec.router.top_k);
   }
-  Result<TraceWriter> writer = TraceWriter::create(options.record_trace, recorded, top_k);
-  if (!writer.ok()) return writer.status();
-  recorder.writer_ = std::move(*writer);
+  if (!options.record_trace.empty()) {
+    Result<TraceWriter> writer = TraceWriter::create(options.record_trace, recorded, top_k);
+    if (!writer.ok()) return writer.status();
+    recorder.trace_ = std::move(*writer);
+  }
+  if (!options.record_usage.empty()) {
+    Result<NewFile> file = NewFile::create(options.record_usage);
+    if (!file.ok()) return file.status();
+    Result<UsageWindow> window = UsageWindow::create(recorded, top_k, {.keep_steps = true});
+    if (!window.ok()) return window.status();
+    recorder.usage_ = std::move(*window);
+    recorder.usage_file_.emplace(std::move(*file));
+  }
   return recorder;
 }
 
-Status TraceRecorder::add(const LayerSpec& layer, int64_t step, const Batch& batch) {
-  if (!writer_) return {};
+Status Recorder::add(const LayerSpec& layer, int64_t step, const Batch& batch) {
+  if (usage_)
+    if (Status status = usage_->record(layer.layer, batch.ids, batch.top_k); !status.ok())
+      return status;
+  if (!trace_) return {};
   std::vector<int32_t> ids = batch.ids;
   std::vector<float> weights = batch.weights;
   for (int32_t& id : ids)
     if (id >= layer.router.num_experts) id = -1;
-  return writer_->append({.step = step, .layer = layer.layer},
-                         {batch.rows, batch.top_k, ids.data(), weights.data()});
+  return trace_->append({.step = step, .layer = layer.layer},
+                        {batch.rows, batch.top_k, ids.data(), weights.data()});
 }
 
-Status TraceRecorder::finish() { return writer_ ? writer_->finish() : Status(); }
+Status Recorder::finish() {
+  if (usage_) {
+    if (Status status = usage_file_->write(write_usage(usage_->snapshot())); !status.ok())
+      return status;
+    if (Status status = usage_file_->commit(); !status.ok()) return status;
+  }
+  return trace_ ? trace_->finish() : Status();
+}
 
 void add_run(CLI::App& app, Global& global) {
   CLI::App* command = app.add_subcommand(
@@ -123,6 +141,9 @@ void add_run(CLI::App& app, Global& global) {
                       "With --expert-memory: who makes room; see moe simulate --help");
   command->add_option("--record-trace", options->record_trace,
                       "CSV file to write: which experts each row chose, for moe simulate and plan");
+  command->add_option("--record-usage", options->record_usage,
+                      "JSON file to write: how often experts, and sets of them, were chosen in "
+                      "the last 1,000 forwards of each layer, for moe plan");
   command->add_option("--rows", options->rows, "Without --input: rows per layer")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "batch.h"
+#include "core/new_file.h"
 #include "json.h"
 #include "moe/checkpoint.h"
 #include "moe/model.h"
@@ -21,6 +22,7 @@ struct RunOptions {
   size_t expert_memory = 0;
   std::string policy;        // empty: the default
   std::string record_trace;  // empty: nothing is recorded
+  std::string record_usage;  // ditto
   int64_t rows = 64;
   uint64_t seed = 0;
   std::vector<int32_t> layers;
@@ -50,17 +52,19 @@ class LayerRunner {
 // What paging did, as the member "paging" of the innermost object; nothing where all is resident.
 void add_paging(Json& json, const ExpertStoreStats& stats, const RunOptions& options);
 
-// Writes the routing of every batch to --record-trace; does nothing without it.
-class TraceRecorder {
+// Writes the routing of every batch to --record-trace, and what was chosen how often to
+// --record-usage; does nothing without them.
+class Recorder {
  public:
-  static Result<TraceRecorder> create(const RunOptions& options,
-                                      const std::vector<LayerSpec>& layers);
+  static Result<Recorder> create(const RunOptions& options, const std::vector<LayerSpec>& layers);
   // The forward number `step` of its layer. Zero experts count as none.
   Status add(const LayerSpec& layer, int64_t step, const Batch& batch);
   Status finish();
 
  private:
-  std::optional<TraceWriter> writer_;
+  std::optional<TraceWriter> trace_;
+  std::optional<UsageWindow> usage_;
+  std::optional<NewFile> usage_file_;
 };
 
 // Every tensor `layers.{i}.{name}` of the input through layer i; results into the output.

@@ -121,7 +121,7 @@ Status run_file(const Checkpoint& checkpoint, const RunOptions& options) {
                   "no tensor to run; wanted layers.{i}.{name} of shape (rows, hidden)",
                   {.file = options.input});
 
-  Result<TraceRecorder> recorder = TraceRecorder::create(options, checkpoint.layers());
+  Result<Recorder> recorder = Recorder::create(options, checkpoint.layers());
   if (!recorder.ok()) return recorder.status();
 
   std::vector<std::pair<int32_t, Batch>> batches;

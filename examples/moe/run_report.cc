@@ -37,7 +37,7 @@ int64_t median(std::vector<int64_t> values) {
 }
 
 // Forwards a few times; `batch` has the last result, the report the median times.
-Status time_forward(Model& model, const LayerSpec& spec, Batch& batch, TraceRecorder& recorder) {
+Status time_forward(Model& model, const LayerSpec& spec, Batch& batch, Recorder& recorder) {
   std::vector<int64_t> route, experts, shared, combine;
   for (int i = 0; i <= kRepetitions; ++i) {
     if (Status status = forward(model, spec, batch); !status.ok()) return status;
@@ -86,7 +86,7 @@ Status check(const Checkpoint& checkpoint, Batch& batch, LayerResult& result) {
 }
 
 Result<LayerResult> run_layer(const Checkpoint& checkpoint, const LayerRunner& runner,
-                              int32_t layer, const RunOptions& options, TraceRecorder& recorder) {
+                              int32_t layer, const RunOptions& options, Recorder& recorder) {
   const Result<LayerSpec> spec = runner.spec(layer);
   if (!spec.ok()) return spec.status();
   Result<Model> model = runner.load(layer);
@@ -187,7 +187,7 @@ Status run_report(const Checkpoint& checkpoint, const RunOptions& options) {
   std::vector<LayerSpec> specs;
   for (const LayerSpec& spec : checkpoint.layers())
     if (std::find(layers.begin(), layers.end(), spec.layer) != layers.end()) specs.push_back(spec);
-  Result<TraceRecorder> recorder = TraceRecorder::create(options, specs);
+  Result<Recorder> recorder = Recorder::create(options, specs);
   if (!recorder.ok()) return recorder.status();
 
   std::vector<LayerResult> results;

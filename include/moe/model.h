@@ -19,6 +19,7 @@
 #include "moe/status.h"
 #include "moe/stream.h"
 #include "moe/tensor.h"
+#include "moe/usage.h"
 #include "moe/weights.h"
 
 namespace moe {
@@ -88,6 +89,10 @@ struct ForwardOptions {
   // Replay and record. (tokens, top_k). routing_in skips the router; ids of -1 are no expert.
   const Routing* routing_in = nullptr;
   Routing* routing_out = nullptr;  // filled by the call; arrays are the host's
+
+  // Counts what the rows chose as one step of the layer; not owned. Several forwards may share it.
+  // CPU only: on a GPU take routing_out and record() it once the stream has passed.
+  UsageWindow* usage = nullptr;
 
   TensorView router_logits;  // (tokens, candidates): skips the router's matrix product
   TensorView router_input;   // (tokens, hidden): rows the router reads; empty: `hidden`

@@ -105,6 +105,7 @@ MOE_API Result<std::vector<int32_t>> expert_map(const LayerPlacement& placement,
 //   active   distinct experts that the busiest rank must read in one step, mean over layers
 //   traffic  rows that a token sends over links, each weighed by its link's cost over that of the
 //            costliest, times the imbalance of the ranks' tokens: the busiest rank's share
+// Of an expert's copies on one rank only the first counts.
 enum class Objective : int32_t { automatic, tokens, active, traffic };
 MOE_API const char* to_string(Objective objective);  // "traffic"
 
@@ -169,11 +170,11 @@ MOE_API Result<Placement> place_subset_exact(const PlacementProblem& problem);
 MOE_API Result<Placement> place_traffic(const PlacementProblem& problem);
 
 // The default. Chooses the objective that limits the layer on this hardware (or takes the
-// problem's), and returns for each layer the best of what the strategies for it find: never worse
-// than any of them that keeps an expert's copies on distinct ranks. (Up to 4,096 slots over all
-// layers every strategy but the exact one is asked, beyond that "traffic" and "subset" only for
-// their own objective.) With `previous`: what is near it and at least as balanced as EPLB, or
-// within 1 % of the best active experts or traffic.
+// problem's), and returns for each layer the best of what the strategies for it find: on the
+// objective never worse than any of them, and never with an expert twice on a rank. (Up to 4,096
+// slots over all layers every strategy but the exact one is asked, beyond that "traffic" and
+// "subset" only for their own objective.) With `previous`: of those that are as good as all these,
+// the one that moves the fewest copies.
 MOE_API Result<Placement> place_auto(const PlacementProblem& problem);
 
 // A row of the table of strategies.

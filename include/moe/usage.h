@@ -1,5 +1,5 @@
 // What routers chose: tokens per expert, and which experts were chosen together. Recorded by a
-// runtime, or read from the files that other engines write. Needs nothing else of the library.
+// running model (ForwardOptions::usage), or read from the files that other engines write.
 #pragma once
 
 #include <cstdint>
@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "moe/eviction.h"
 #include "moe/export.h"
 #include "moe/status.h"
 
@@ -75,37 +76,44 @@ MOE_API Result<UsageTrace> read_usage(std::string_view path, const UsageFileOpti
 
 // The library's own format, JSON. What parse_usage() reads back is equal.
 MOE_API std::string write_usage(const UsageTrace& usage);
+// The same as a file, which appears complete or not at all.
+MOE_API Status write_usage(const UsageTrace& usage, std::string_view path);
 
-// How much a window keeps.
+// How much a window keeps. A layer takes 4 bytes x steps x its experts, and at most
+// (4 x top_k + 16) bytes x max_sets.
 struct UsageWindowOptions {
-  int32_t steps = 1000;      // that the window holds
+  int32_t steps = 1000;      // that the window holds of each layer
   bool keep_steps = false;   // snapshot() carries LayerUsage::steps
-  int64_t max_sets = 65536;  // distinct sets per layer; 0: do not record sets
+  int64_t max_sets = 16384;  // distinct sets per layer; 0: do not record sets
+  double coverage = 1;       // of the sets that snapshot() carries, as in prune()
 };
 
-// The usage of the last steps, as EPLB's sliding window. Not safe for concurrent use.
-// record() allocates nothing once every distinct set has been seen or max_sets is reached.
+// The usage of each layer's last steps, as EPLB's sliding window. Safe for concurrent use: threads
+// wait for each other only while they record, or copy, one layer. Recording allocates nothing.
 class MOE_API UsageWindow {
  public:
-  // An empty window. invalid_argument names the value that is out of range.
-  static Result<UsageWindow> create(int32_t layers, int32_t experts, int32_t top_k,
+  // An empty window for `layers`, whose tokens choose at most top_k experts. invalid_argument names
+  // the value that is out of range.
+  static Result<UsageWindow> create(std::span<const LayerExperts> layers, int32_t top_k,
                                     const UsageWindowOptions& options = {});
   UsageWindow(UsageWindow&&) noexcept;
   UsageWindow& operator=(UsageWindow&&) noexcept;
   ~UsageWindow();
 
-  // Adds to the step in progress: ids (tokens, top_k) as the router gave them, -1 where a token has
-  // no expert.
-  Status record(int32_t layer, std::span<const int32_t> ids);
-  // The same, counted already: (experts).
+  // One step of `layer`: ids (tokens, top_k) as the router gave them. -1 and what is past the
+  // layer's experts (zero experts) count as none. No ids are no step. top_k of 0: the window's.
+  // On failure nothing is counted.
+  Status record(int32_t layer, std::span<const int32_t> ids, int32_t top_k = 0);
+  // The same, counted already: (experts). Says nothing about sets.
   Status record_counts(int32_t layer, std::span<const int64_t> tokens);
 
-  // Ends the step; the oldest one leaves the window. Sets fade: once a window's steps have passed,
-  // their counts are halved.
-  void advance();
+  // Steps of `layer` in the window: at most options.steps; 0 for a layer that it does not have.
+  int64_t steps(int32_t layer) const;
 
-  int64_t steps() const noexcept;  // in the window: at most options.steps
-  UsageTrace snapshot() const;     // of the steps in the window
+  // What is in the window. Counts and steps are those of its steps. Sets fade: after every
+  // options.steps steps, and when max_sets is reached, their counts are halved and those that were
+  // seen but once are forgotten. write_usage() makes it a file for `moe plan`.
+  UsageTrace snapshot() const;
 
  private:
   struct Impl;

@@ -104,6 +104,10 @@ Status check_forward(const LayerSpec& spec, const TensorView& hidden, const Muta
       !options.routing_in)
     return invalid_argument({}, "layer {} routes by token id: set ForwardOptions::token_ids",
                             spec.layer);
+  if (options.usage && device.kind != DeviceKind::cpu)
+    return error(StatusCode::unimplemented, {},
+                 "usage is recorded on the CPU only; on {} set routing_out and record() its ids",
+                 name_of(device));
   if (options.deadline_ns < 0)
     return invalid_argument({}, "deadline_ns is {}; it must not be negative", options.deadline_ns);
 

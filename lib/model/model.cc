@@ -107,6 +107,7 @@ Status Model::Impl::forward(Context::Impl& context, int32_t layer, const TensorV
     MOE_ASSIGN_OR_RETURN(
         f.work, context.workspace(*found, {rows, top_k, services.executor().concurrency()}));
     MOE_RETURN_IF_ERROR(forward_layer(f));
+    if (options.usage) MOE_RETURN_IF_ERROR(options.usage->record(layer, f.work.ids, top_k));
     if (options.routing_out) {
       std::copy(f.work.ids.begin(), f.work.ids.end(), options.routing_out->ids);
       std::copy(f.work.weights.begin(), f.work.weights.end(), options.routing_out->weights);

@@ -9,15 +9,8 @@ namespace moe {
 namespace placement {
 namespace {
 
-constexpr double kStay = 1.01;       // what is in place may be this much worse, rather than move
+constexpr double kEqual = 1 + 1e-9;  // values this close are one
 constexpr int64_t kFewSlots = 4096;  // of all layers together; then every strategy is asked
-
-// A strategy's layer without its faults: of twins on one rank one goes.
-LayerPlacement without_twins(const LayerProblem& layer, const LayerPlacement& placement) {
-  Assignment a(layer.cluster, layer.usage.tokens);
-  a.assign(placement.expert_of_slot);
-  return {placement.layer, a.expert_of_slot()};
-}
 
 bool has_steps(const UsageTrace& usage) {
   return std::any_of(usage.layers.begin(), usage.layers.end(),
@@ -25,8 +18,7 @@ bool has_steps(const UsageTrace& usage) {
 }
 
 // Those for the objective, and all that are cheap.
-std::vector<Placement> candidates(PlacementProblem problem, Objective objective) {
-  problem.previous = nullptr;
+std::vector<Placement> candidates(const PlacementProblem& problem, Objective objective) {
   const auto layers = static_cast<int64_t>(problem.usage.layers.size());
   const bool all = problem.cluster.total_slots() * layers <= kFewSlots;
   std::vector<Strategy> asked = {place_balanced, place_linear, place_round_robin, place_eplb,
@@ -41,50 +33,63 @@ std::vector<Placement> candidates(PlacementProblem problem, Objective objective)
   return out;
 }
 
-// The best of the candidates for one layer.
+// The best of the candidates for one layer; near a placement in place, the nearest that is as good
+// as every strategy's.
 class Chooser {
  public:
   Chooser(const LayerProblem& layer, Objective objective, const Samples& samples)
       : layer_(layer), objective_(objective), samples_(samples) {}
 
-  double value_of(const LayerPlacement& placement) const {
-    return placement::value_of(objective_, layer_, placement, samples_);
-  }
-  // Of a candidate as it is and, where it had twins, with their slots used for balance.
+  // A strategy's placement without its twins and, where it had some, their slots used for balance.
   void offer(const LayerPlacement& candidate) {
-    LayerPlacement clean = without_twins(layer_, candidate);
-    keep_better(clean);
-    if (clean.expert_of_slot == candidate.expert_of_slot) return;
+    const LayerPlacement single = without_twins(layer_, candidate);
+    limit_ = std::min(limit_, add(single));
+    if (single.expert_of_slot == candidate.expert_of_slot) return;
     Assignment a(layer_.cluster, layer_.usage.tokens);
-    a.assign(clean.expert_of_slot);
+    a.assign(single.expert_of_slot);
     relieve_busiest(a, 1, false);
-    keep_better({clean.layer, a.expert_of_slot()});
+    add({single.layer, a.expert_of_slot()});
   }
-  // Moving costs: what is near the placement in place serves if it is as good.
-  LayerPlacement best_or_near() const {
-    if (!layer_.previous) return best_;
-    const bool tokens = objective_ == Objective::tokens;
-    const double limit =
-        tokens ? worthwhile_imbalance(layer_, value_) * (1 + 1e-9) : value_ * kStay;
-    const LayerPlacement near =
-        tokens ? balance_from_previous(layer_, limit) : without_twins(layer_, *layer_.previous);
-    return value_of(near) <= limit ? near : best_;
+
+  LayerPlacement choose() {
+    const auto least = [&](auto measure) {
+      return std::ranges::min_element(choices_, {}, measure)->placement;
+    };
+    if (!layer_.previous) return least([](const Choice& c) { return c.value; });
+    add(without_twins(layer_, *layer_.previous));
+    if (objective_ == Objective::tokens) add(balance_from_previous(layer_, limit_));
+    std::erase_if(choices_, [&](const Choice& c) { return c.value > limit_ * kEqual; });
+    return least([&](const Choice& c) { return moved_copies(c.placement); });
   }
 
  private:
-  // The earlier one on ties.
-  void keep_better(const LayerPlacement& candidate) {
-    const double value = value_of(candidate);
-    if (value >= value_ * (1 - 1e-12)) return;
-    value_ = value;
-    best_ = candidate;
+  struct Choice {
+    LayerPlacement placement;
+    double value;
+  };
+
+  double add(LayerPlacement placement) {
+    const double value = value_of(objective_, layer_, placement, samples_);
+    choices_.push_back({std::move(placement), value});
+    return value;
+  }
+
+  int64_t moved_copies(const LayerPlacement& placement) const {
+    Assignment before(layer_.cluster, layer_.usage.tokens);
+    before.assign(layer_.previous->expert_of_slot);
+    int64_t moved = 0;
+    for (int32_t slot = 0; slot < before.slots(); ++slot) {
+      const int32_t expert = placement.expert_of_slot[slot];
+      moved += expert >= 0 && !before.holds(before.rank(slot), expert);
+    }
+    return moved;
   }
 
   const LayerProblem& layer_;
   Objective objective_;
   const Samples& samples_;
-  LayerPlacement best_;
-  double value_ = std::numeric_limits<double>::infinity();
+  std::vector<Choice> choices_;
+  double limit_ = std::numeric_limits<double>::infinity();  // the best of the strategies
 };
 
 }  // namespace
@@ -104,7 +109,7 @@ Result<Placement> place_auto(const PlacementProblem& problem) {
       const size_t l = next++;
       Chooser chooser(layer, objective, samples[l]);
       for (const Placement& offer : offers) chooser.offer(offer.layers[l]);
-      return chooser.best_or_near();
+      return chooser.choose();
     });
   });
 }

@@ -46,9 +46,8 @@ LayerPlacement balance_from_previous(const LayerProblem& layer, double target) {
 
 double eplb_imbalance(const LayerProblem& layer) {
   if (!eplb_applies(layer.cluster, false).ok()) return std::numeric_limits<double>::infinity();
-  Samples none;
-  return value_of(Objective::tokens, layer, {-1, global_eplb(layer.cluster, layer.usage.tokens)},
-                  none);
+  return max_over_mean(
+      rank_tokens(layer, {-1, global_eplb(layer.cluster, layer.usage.tokens)}));  // twins and all
 }
 
 double worthwhile_imbalance(const LayerProblem& layer, double best) {

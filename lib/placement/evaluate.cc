@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <utility>
 
 #include "moe/balance.h"
 #include "placement/match.h"
@@ -15,12 +16,6 @@ constexpr int64_t kTokens = 1024;  // drawn per layer
 
 ReplicaTable table_of(const LayerProblem& layer, const LayerPlacement& placement) {
   return *replica_table(placement, layer.cluster, layer.experts());
-}
-
-double max_over_mean(const std::vector<double>& load) {
-  const double sum = std::accumulate(load.begin(), load.end(), 0.0);
-  const double max = *std::max_element(load.begin(), load.end());
-  return sum > 0 ? max * static_cast<double>(load.size()) / sum : 1;
 }
 
 // What an average token sends.
@@ -108,6 +103,21 @@ Samples draw_samples(const LayerProblem& layer) {
   return {draw_tokens(layer, kTokens), draw_steps(layer)};
 }
 
+double max_over_mean(const std::vector<double>& load) {
+  const double sum = std::accumulate(load.begin(), load.end(), 0.0);
+  const double max = *std::max_element(load.begin(), load.end());
+  return sum > 0 ? max * static_cast<double>(load.size()) / sum : 1;
+}
+
+LayerPlacement without_twins(const LayerProblem& layer, LayerPlacement placement) {
+  std::vector<int32_t> holder(layer.experts(), -1);  // the last rank found to hold each expert
+  auto slot = placement.expert_of_slot.begin();
+  for (int32_t r = 0; r < layer.cluster.ranks(); ++r)
+    for (int32_t i = 0; i < layer.cluster.slots[r]; ++i, ++slot)
+      if (*slot >= 0 && std::exchange(holder[*slot], r) == r) *slot = -1;
+  return placement;
+}
+
 std::vector<double> rank_tokens(const LayerProblem& layer, const LayerPlacement& placement) {
   std::vector<int32_t> copies(layer.experts(), 0);
   for (int32_t e : placement.expert_of_slot)
@@ -160,9 +170,10 @@ LayerPrediction predict(const LayerProblem& layer, const LayerPlacement& placeme
 double value_of(Objective objective, const LayerProblem& layer, const LayerPlacement& placement,
                 const Samples& samples) {
   if (objective == Objective::active) return mean_active(layer, placement, samples.steps);
-  const double imbalance = max_over_mean(rank_tokens(layer, placement));
+  const LayerPlacement single = without_twins(layer, placement);
+  const double imbalance = max_over_mean(rank_tokens(layer, single));
   if (objective != Objective::traffic) return imbalance;
-  return traffic_value(layer, mean_traffic(layer, placement, samples.tokens), imbalance);
+  return traffic_value(layer, mean_traffic(layer, single, samples.tokens), imbalance);
 }
 
 namespace {
@@ -229,12 +240,16 @@ Result<Prediction> evaluate(const PlacementProblem& problem, const Placement& pl
     Prediction out;
     out.objective = placement::resolved_objective(problem, samples);
     const double tokens = placement::step_tokens(workload, problem.cluster);
-    std::vector<double> load;
+    std::vector<double> load, single_load;  // of all layers, (layers, ranks)
+    const auto append = [](std::vector<double>& to, const std::vector<double>& more) {
+      to.insert(to.end(), more.begin(), more.end());
+    };
     for (size_t i = 0; i < samples.size(); ++i) {
       const placement::LayerProblem layer = placement::layer_problem(problem, workload, i);
       LayerPrediction one = placement::predict(layer, placement.layers[i], samples[i]);
-      const auto counts = placement::rank_tokens(layer, placement.layers[i]);
-      load.insert(load.end(), counts.begin(), counts.end());
+      append(load, placement::rank_tokens(layer, placement.layers[i]));
+      append(single_load,
+             placement::rank_tokens(layer, placement::without_twins(layer, placement.layers[i])));
       out.value += placement::value_of(out.objective, layer, placement.layers[i], samples[i]);
       out.us += one.us();
       for (int link = 1; link < kLinkClasses; ++link)
@@ -245,8 +260,10 @@ Result<Prediction> evaluate(const PlacementProblem& problem, const Placement& pl
     out.value /= static_cast<double>(samples.size());
     out.balancedness = balancedness_vllm(load, problem.cluster.ranks());
     out.utilisation = balancedness_sglang(load, problem.cluster.ranks());
-    if (out.objective == Objective::tokens)
-      out.value = out.balancedness > 0 ? 1 / out.balancedness : 1;
+    if (out.objective == Objective::tokens) {
+      const double even = balancedness_vllm(single_load, problem.cluster.ranks());
+      out.value = even > 0 ? 1 / even : 1;
+    }
     return out;
   });
 }

@@ -23,7 +23,12 @@ double mean_active(const LayerProblem& layer, const LayerPlacement& placement,
 LayerPrediction predict(const LayerProblem& layer, const LayerPlacement& placement,
                         const Samples& samples);
 
-// Of one layer; what a sum over layers is to make small.
+// Of several copies on one rank the first; -1 where the others were.
+LayerPlacement without_twins(const LayerProblem& layer, LayerPlacement placement);
+
+double max_over_mean(const std::vector<double>& load);  // 1 if there is none
+
+// Of one layer without its twins; what a sum over layers is to make small.
 double value_of(Objective objective, const LayerProblem& layer, const LayerPlacement& placement,
                 const Samples& samples);
 

@@ -3,6 +3,7 @@
 #include <numeric>
 #include <sstream>
 
+#include "core/new_file.h"
 #include "placement/text.h"
 #include "placement/usage_builder.h"
 
@@ -49,6 +50,14 @@ Result<UsageTrace> read_usage(std::string_view path, const UsageFileOptions& opt
     if (!file || !(text << file.rdbuf()))
       return error(StatusCode::not_found, {.file = path, .phase = Phase::plan}, "cannot be read");
     return parse_usage(text.view(), path, options);
+  });
+}
+
+Status write_usage(const UsageTrace& usage, std::string_view path) {
+  return guarded({.file = path}, [&]() -> Status {
+    MOE_ASSIGN_OR_RETURN(NewFile file, NewFile::create(std::string(path)));
+    MOE_RETURN_IF_ERROR(file.write(write_usage(usage)));
+    return file.commit();
   });
 }
 

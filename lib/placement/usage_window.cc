@@ -1,88 +1,145 @@
 #include <algorithm>
-#include <cstring>
-#include <string>
-
-#include <absl/container/flat_hash_map.h>
-#include <absl/strings/string_view.h>
+#include <map>
+#include <mutex>
+#include <numeric>
+#include <optional>
 
 #include "core/error.h"
 #include "moe/usage.h"
+#include "placement/set_counter.h"
 
 namespace moe {
 namespace {
 
-// How often each distinct set was seen. The key is the ascending ids' bytes.
-class SetCounter {
+ExpertSets ascending(const ExpertSets& sets) {
+  std::vector<int64_t> order(sets.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
+    return std::ranges::lexicographical_compare(sets[a], sets[b]);
+  });
+  ExpertSets out;
+  for (int64_t set : order) out.add(sets[set], sets.counts[set]);
+  return out;
+}
+
+// The last steps of one layer.
+class LayerWindow {
  public:
-  explicit SetCounter(int64_t max_sets) : max_sets_(max_sets) {}
-
-  void add(std::span<const int32_t> ascending) {
-    const absl::string_view key(reinterpret_cast<const char*>(ascending.data()),
-                                ascending.size_bytes());
-    if (auto found = counts_.find(key); found != counts_.end())
-      ++found->second;
-    else if (static_cast<int64_t>(counts_.size()) < max_sets_)
-      counts_.emplace(std::string(key.data(), key.size()), 1.0);
+  LayerWindow(const LayerExperts& layer, int32_t top_k, const UsageWindowOptions& options)
+      : experts_(layer.experts),
+        capacity_(options.steps),
+        ring_(static_cast<size_t>(options.steps) * layer.experts),
+        sums_(layer.experts) {
+    if (options.max_sets > 0) sets_.emplace(options.max_sets, top_k);
+    chosen_.reserve(top_k);
   }
 
-  // Halves all counts and forgets what was seen but once.
-  void fade() {
-    absl::erase_if(counts_, [](auto& entry) { return (entry.second /= 2) < 1; });
+  int32_t experts() const { return experts_; }
+  int64_t steps() const {
+    const std::lock_guard lock(mutex_);
+    return std::min(finished_, capacity_);
   }
 
-  ExpertSets sets() const {
-    std::vector<std::pair<std::vector<int32_t>, double>> sorted;
-    for (const auto& [key, count] : counts_) {
-      std::vector<int32_t> ids(key.size() / sizeof(int32_t));
-      std::memcpy(ids.data(), key.data(), key.size());
-      sorted.emplace_back(std::move(ids), count);
+  void record(std::span<const int32_t> ids, int32_t top_k) {
+    const std::lock_guard lock(mutex_);
+    uint32_t* step = begin_step();
+    for (size_t row = 0; row < ids.size(); row += top_k) {
+      chosen_.clear();
+      for (int32_t id : ids.subspan(row, top_k))
+        if (id >= 0 && id < experts_) chosen_.push_back(id);
+      for (int32_t id : chosen_) ++step[id], ++sums_[id];
+      if (!sets_ || chosen_.empty()) continue;
+      std::sort(chosen_.begin(), chosen_.end());
+      chosen_.erase(std::unique(chosen_.begin(), chosen_.end()), chosen_.end());
+      sets_->add(chosen_);
     }
-    std::sort(sorted.begin(), sorted.end());
-    ExpertSets out;
-    for (const auto& [ids, count] : sorted) out.add(ids, count);
+    end_step();
+  }
+
+  void record(std::span<const int64_t> tokens) {
+    const std::lock_guard lock(mutex_);
+    uint32_t* step = begin_step();
+    for (int32_t e = 0; e < experts_; ++e) {
+      step[e] = static_cast<uint32_t>(tokens[e]);
+      sums_[e] += step[e];
+    }
+    end_step();
+  }
+
+  // Without `layer`; sets in order of arrival.
+  LayerUsage copy(bool keep_steps) const {
+    const std::lock_guard lock(mutex_);
+    LayerUsage out;
+    out.tokens.assign(sums_.begin(), sums_.end());
+    if (keep_steps)
+      for (int64_t s = finished_ - std::min(finished_, capacity_); s < finished_; ++s)
+        out.steps.insert(out.steps.end(), row(s), row(s) + experts_);
+    if (sets_) out.sets = sets_->sets();
     return out;
   }
 
  private:
-  int64_t max_sets_;
-  absl::flat_hash_map<std::string, double> counts_;
+  const uint32_t* row(int64_t step) const { return ring_.data() + step % capacity_ * experts_; }
+
+  // The oldest step leaves; its row, now zero, is that of the new one.
+  uint32_t* begin_step() {
+    uint32_t* oldest = ring_.data() + finished_ % capacity_ * experts_;
+    for (int32_t e = 0; e < experts_; ++e) sums_[e] -= oldest[e];
+    std::fill_n(oldest, experts_, 0u);
+    return oldest;
+  }
+  void end_step() {
+    if (++finished_ % capacity_ == 0 && sets_) sets_->fade();
+  }
+
+  const int32_t experts_;
+  const int64_t capacity_;  // steps
+
+  mutable std::mutex mutex_;    // of everything below
+  std::vector<uint32_t> ring_;  // (capacity, experts)
+  std::vector<uint64_t> sums_;  // (experts): of the ring
+  std::optional<placement::SetCounter> sets_;
+  std::vector<int32_t> chosen_;  // by one token
+  int64_t finished_ = 0;         // steps, ever
 };
+
+Status validate(std::span<const LayerExperts> layers, int32_t top_k,
+                const UsageWindowOptions& options) {
+  if (layers.empty()) return invalid_argument({}, "a usage window of no layers");
+  if (options.steps < 1 || options.max_sets < 0 || options.max_sets > INT32_MAX / 4)
+    return invalid_argument({}, "a usage window of {} steps and {} sets", options.steps,
+                            options.max_sets);
+  if (!(options.coverage > 0 && options.coverage <= 1))
+    return invalid_argument({}, "coverage is {}; wanted 0 < coverage <= 1", options.coverage);
+  for (const LayerExperts& layer : layers)
+    if (layer.layer < 0 || layer.experts < 1 || layer.experts > (1 << 20) || top_k < 1)
+      return invalid_argument({.layer = layer.layer}, "a usage window of {} experts and top_k {}",
+                              layer.experts, top_k);
+  return {};
+}
 
 }  // namespace
 
 struct UsageWindow::Impl {
-  int32_t layers, experts, top_k;
+  int32_t top_k;
   UsageWindowOptions options;
-  std::vector<uint32_t> ring;  // (options.steps + 1, layers, experts): one is in progress
-  std::vector<uint64_t> sums;  // (layers, experts): of the finished steps in the window
-  std::vector<SetCounter> counters;
-  std::vector<int32_t> scratch;
-  int64_t finished = 0;  // steps, ever
+  std::map<int32_t, LayerWindow> layers;  // fixed once created
 
-  size_t row() const { return static_cast<size_t>(layers) * experts; }
-  int64_t rows() const { return int64_t{options.steps} + 1; }
-  uint32_t* current() { return ring.data() + (finished % rows()) * row(); }
+  Result<LayerWindow*> find(int32_t layer) {
+    if (const auto found = layers.find(layer); found != layers.end()) return &found->second;
+    return invalid_argument({.layer = layer}, "the usage window has no layer {}", layer);
+  }
 };
 
-Result<UsageWindow> UsageWindow::create(int32_t layers, int32_t experts, int32_t top_k,
+Result<UsageWindow> UsageWindow::create(std::span<const LayerExperts> layers, int32_t top_k,
                                         const UsageWindowOptions& options) {
   return guarded({}, [&]() -> Result<UsageWindow> {
-    if (layers < 1 || experts < 1 || top_k < 1 || top_k > experts)
-      return invalid_argument({}, "a window of {} layers, {} experts, top_k {}", layers, experts,
-                              top_k);
-    if (options.steps < 1 || options.max_sets < 0)
-      return invalid_argument({}, "a window of {} steps and {} sets", options.steps,
-                              options.max_sets);
-    int64_t cells = 0;
-    if (__builtin_mul_overflow(int64_t{layers} * experts, int64_t{options.steps} + 1, &cells) ||
-        cells > INT64_MAX / 4)
-      return invalid_argument({}, "{} steps x {} layers x {} experts overflow", options.steps,
-                              layers, experts);
-    auto impl = std::make_unique<Impl>(Impl{layers, experts, top_k, options, {}, {}, {}, {}});
-    impl->ring.assign(cells, 0);
-    impl->sums.assign(impl->row(), 0);
-    impl->counters.assign(options.max_sets > 0 ? layers : 0, SetCounter(options.max_sets));
-    impl->scratch.reserve(top_k);
+    MOE_RETURN_IF_ERROR(validate(layers, top_k, options));
+    auto impl = std::make_unique<Impl>(top_k, options);
+    for (const LayerExperts& layer : layers)
+      if (!impl->layers.try_emplace(layer.layer, layer, top_k, options).second)
+        return invalid_argument({.layer = layer.layer}, "the usage window has layer {} twice",
+                                layer.layer);
     return UsageWindow(std::move(impl));
   });
 }
@@ -92,76 +149,47 @@ UsageWindow::UsageWindow(UsageWindow&&) noexcept = default;
 UsageWindow& UsageWindow::operator=(UsageWindow&&) noexcept = default;
 UsageWindow::~UsageWindow() = default;
 
-Status UsageWindow::record(int32_t layer, std::span<const int32_t> ids) {
-  return guarded({.layer = layer, .phase = Phase::route}, [&]() -> Status {
-    Impl& w = *impl_;
-    if (layer < 0 || layer >= w.layers)
-      return invalid_argument({}, "layer {} of a window of {}", layer, w.layers);
-    if (ids.size() % w.top_k != 0)
-      return invalid_argument({}, "{} ids are no multiple of top_k {}", ids.size(), w.top_k);
-    for (int32_t id : ids)
-      if (id < -1 || id >= w.experts)
-        return invalid_argument({.expert = id}, "wanted -1 to {}", w.experts - 1);
-    uint32_t* counts = w.current() + static_cast<size_t>(layer) * w.experts;
-    for (size_t row = 0; row < ids.size(); row += w.top_k) {
-      w.scratch.clear();
-      for (int32_t id : ids.subspan(row, w.top_k)) {
-        if (id < 0) continue;
-        ++counts[id];
-        w.scratch.push_back(id);
-      }
-      if (w.counters.empty() || w.scratch.empty()) continue;
-      std::sort(w.scratch.begin(), w.scratch.end());
-      w.counters[layer].add(w.scratch);
-    }
-    return {};
-  });
-}
-
-Status UsageWindow::record_counts(int32_t layer, std::span<const int64_t> tokens) {
-  Impl& w = *impl_;
-  if (layer < 0 || layer >= w.layers || tokens.size() != static_cast<size_t>(w.experts))
-    return invalid_argument({.layer = layer}, "{} counts for layer {}; the window has {} x {}",
-                            tokens.size(), layer, w.layers, w.experts);
-  uint32_t* counts = w.current() + static_cast<size_t>(layer) * w.experts;
-  for (int32_t e = 0; e < w.experts; ++e)
-    if (tokens[e] < 0 || tokens[e] > int64_t{UINT32_MAX} - counts[e])
-      return invalid_argument({.layer = layer, .expert = e}, "{} tokens in one step", tokens[e]);
-  for (int32_t e = 0; e < w.experts; ++e) counts[e] += static_cast<uint32_t>(tokens[e]);
+Status UsageWindow::record(int32_t layer, std::span<const int32_t> ids, int32_t top_k) {
+  if (top_k == 0) top_k = impl_->top_k;
+  MOE_ASSIGN_OR_RETURN(LayerWindow* const window, impl_->find(layer));
+  if (top_k < 1 || top_k > impl_->top_k)
+    return invalid_argument({.layer = layer}, "top_k is {}; the usage window takes up to {}", top_k,
+                            impl_->top_k);
+  if (ids.size() % top_k != 0)
+    return invalid_argument({.layer = layer}, "{} ids are no multiple of top_k {}", ids.size(),
+                            top_k);
+  for (int32_t id : ids)
+    if (id < -1)
+      return invalid_argument({.layer = layer}, "{} is no expert; wanted -1 (none) or more", id);
+  if (!ids.empty()) window->record(ids, top_k);
   return {};
 }
 
-void UsageWindow::advance() {
-  Impl& w = *impl_;
-  const uint32_t* done = w.current();
-  for (size_t i = 0; i < w.row(); ++i) w.sums[i] += done[i];
-  ++w.finished;
-  uint32_t* oldest = w.current();  // leaves the window; becomes the step in progress
-  for (size_t i = 0; i < w.row(); ++i) w.sums[i] -= oldest[i];
-  std::fill_n(oldest, w.row(), 0u);
-  if (w.finished % w.options.steps == 0)
-    for (SetCounter& counter : w.counters) counter.fade();
+Status UsageWindow::record_counts(int32_t layer, std::span<const int64_t> tokens) {
+  MOE_ASSIGN_OR_RETURN(LayerWindow* const window, impl_->find(layer));
+  if (tokens.size() != static_cast<size_t>(window->experts()))
+    return invalid_argument({.layer = layer}, "{} counts for {} experts", tokens.size(),
+                            window->experts());
+  for (size_t e = 0; e < tokens.size(); ++e)
+    if (tokens[e] < 0 || tokens[e] > int64_t{UINT32_MAX})
+      return invalid_argument({.layer = layer, .expert = static_cast<int32_t>(e)},
+                              "{} tokens in one step", tokens[e]);
+  window->record(tokens);
+  return {};
 }
 
-int64_t UsageWindow::steps() const noexcept {
-  return std::min<int64_t>(impl_->finished, impl_->options.steps);
+int64_t UsageWindow::steps(int32_t layer) const {
+  const Result<LayerWindow*> window = impl_->find(layer);
+  return window.ok() ? (*window)->steps() : 0;
 }
 
 UsageTrace UsageWindow::snapshot() const {
-  const Impl& w = *impl_;
-  UsageTrace trace;
-  trace.top_k = w.top_k;
-  for (int32_t l = 0; l < w.layers; ++l) {
-    LayerUsage layer;
-    layer.layer = l;
-    const size_t offset = static_cast<size_t>(l) * w.experts;
-    layer.tokens.assign(w.sums.begin() + offset, w.sums.begin() + offset + w.experts);
-    if (w.options.keep_steps)
-      for (int64_t step = w.finished - steps(); step < w.finished; ++step) {
-        const uint32_t* row = w.ring.data() + (step % w.rows()) * w.row() + offset;
-        layer.steps.insert(layer.steps.end(), row, row + w.experts);
-      }
-    if (!w.counters.empty()) layer.sets = w.counters[l].sets();
+  UsageTrace trace{impl_->top_k, {}};
+  for (const auto& [index, window] : impl_->layers) {
+    LayerUsage layer = window.copy(impl_->options.keep_steps);
+    layer.layer = index;
+    layer.sets = ascending(layer.sets);
+    if (impl_->options.coverage < 1) layer.sets = prune(layer.sets, impl_->options.coverage);
     trace.layers.push_back(std::move(layer));
   }
   return trace;

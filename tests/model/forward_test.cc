@@ -239,6 +239,56 @@ TEST_CASE("one bad row leaves the others alone", "[model][mission-102]") {
     CHECK(std::memcmp(out.bytes.data() + t * 96, clean.bytes.data() + t * 96, 96) == 0);
 }
 
+TEST_CASE("what forwards chose is counted in a window that a host reads",
+          "[model][mission-65][mission-72]") {
+  Random random(test::seed());
+  for (int round = 0; round < 8; ++round) {
+    const LayerSpec spec = test::random_layer(random, 3, DType::f32, 16, 4);
+    RandomModel source({spec}, random);
+    Model model = make_model(source.source());
+    const int32_t experts = spec.router.num_experts, top_k = spec.router.top_k;
+    auto window = UsageWindow::create(std::vector<LayerExperts>{{3, experts}}, top_k);
+    REQUIRE(window.ok());
+    std::vector<double> tokens(static_cast<size_t>(experts));
+    double chosen = 0;
+    for (int64_t rows : {5, 0, 1, 17}) {
+      Rows hidden(random, rows, spec.hidden(), DType::f32), out = hidden;
+      OwnRouting routing(rows, top_k);
+      must(model.forward(3, hidden.view(), out.mutable_view(),
+                         {.routing_out = &routing.routing, .usage = &*window}));
+      for (int64_t row = 0; row < rows; ++row) {
+        bool any = false;
+        for (int32_t k = 0; k < top_k; ++k)
+          if (const int32_t id = routing.ids[row * top_k + k]; id >= 0 && id < experts)
+            ++tokens[id], any = true;
+        chosen += any;
+      }
+    }
+    CHECK(window->steps(3) == 3);  // no rows are no step
+    const UsageTrace usage = window->snapshot();
+    must(validate(usage));
+    CHECK(usage.layers[0].tokens == tokens);
+    CHECK(usage.layers[0].sets.total() == chosen);
+  }
+}
+
+TEST_CASE("a window that does not fit the forward is refused, and counts nothing", "[model]") {
+  Random random(test::seed());
+  RandomModel source({plain_layer(4)}, random);
+  Model model = make_model(source.source());
+  Rows hidden(random, 3, 24, DType::f32), out(random, 3, 24, DType::f32);
+  auto other = UsageWindow::create(std::vector<LayerExperts>{{3, 8}}, 2);
+  auto narrow = UsageWindow::create(std::vector<LayerExperts>{{4, 8}}, 1);
+  const Status wrong = model.forward(4, hidden.view(), out.mutable_view(), {.usage = &*other});
+  CHECK(wrong.code() == StatusCode::invalid_argument);
+  CHECK(wrong.message().find("no layer 4") != std::string_view::npos);
+  const Status wide = model.forward(4, hidden.view(), out.mutable_view(), {.usage = &*narrow});
+  CHECK(wide.message().find("top_k is 2") != std::string_view::npos);
+  CHECK(other->steps(3) + narrow->steps(4) == 0);
+  must(model.forward(4, hidden.view(), out.mutable_view(), {.top_k = 1, .usage = &*narrow}));
+  CHECK(narrow->steps(4) == 1);
+}
+
 TEST_CASE("after warm-up a forward allocates nothing", "[model][mission-36]") {
   Random random(test::seed());
   const LayerSpec spec = test::random_layer(random, 0, DType::bf16, 32, 4);
@@ -248,12 +298,15 @@ TEST_CASE("after warm-up a forward allocates nothing", "[model][mission-36]") {
   REQUIRE(context.ok());
   CHECK(*Context::workspace_bytes(model, 64) > *Context::workspace_bytes(model, 1));
   Rows hidden(random, 64, spec.hidden(), DType::f32), out(random, 64, spec.hidden(), DType::f32);
+  auto usage = UsageWindow::create(std::vector<LayerExperts>{{0, spec.router.num_experts}},
+                                   spec.router.top_k, {.steps = 2, .max_sets = 8});
+  REQUIRE(usage.ok());
   for (int64_t rows : {64, 1, 17, 0, 63}) {
     TensorView in = hidden.view();
     MutableTensorView result = out.mutable_view();
     in.shape[0] = result.shape[0] = rows;
     const int64_t before = test::allocations();
-    const Status status = model.forward(*context, 0, in, result);
+    const Status status = model.forward(*context, 0, in, result, {.usage = &*usage});
     const int64_t after = test::allocations();
     CHECK(after == before);
     REQUIRE(status.ok());

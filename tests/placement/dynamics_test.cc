@@ -1,4 +1,4 @@
-// Usage windows and files; when to move, what and how.
+// Usage files; when to move, what and how.
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -8,58 +8,6 @@
 
 using namespace moe;
 using namespace moe::test;
-
-TEST_CASE("k-subset counts of a window equal brute force", "[placement][mission-72]") {
-  placement::Random random(seed());
-  UsageWindow window = must(UsageWindow::create(2, 10, 3, {.steps = 4, .keep_steps = true}));
-  std::vector<std::map<std::vector<int32_t>, double>> sets(2);
-  std::vector<std::vector<double>> steps;
-  for (int step = 0; step < 3; ++step) {
-    steps.emplace_back(20, 0.0);
-    for (int32_t layer = 0; layer < 2; ++layer) {
-      std::vector<int32_t> ids;
-      for (int t = 0; t < 30; ++t) {
-        const auto a = static_cast<int32_t>(random.below(4));
-        std::vector<int32_t> set = {a + 5, a, 9};
-        ids.insert(ids.end(), set.begin(), set.end());
-        for (int32_t e : set) ++steps.back()[layer * 10 + e];
-        std::sort(set.begin(), set.end());
-        ++sets[layer][set];
-      }
-      REQUIRE(window.record(layer, ids).ok());
-    }
-    window.advance();
-  }
-  const UsageTrace usage = window.snapshot();
-  REQUIRE(validate(usage).ok());
-  for (int32_t layer = 0; layer < 2; ++layer) {
-    const LayerUsage& u = usage.layers[layer];
-    REQUIRE(u.sets.size() == static_cast<int64_t>(sets[layer].size()));
-    for (int64_t i = 0; i < u.sets.size(); ++i)
-      CHECK(sets[layer][{u.sets[i].begin(), u.sets[i].end()}] == u.sets.counts[i]);
-    for (int e = 0; e < 10; ++e) {
-      double sum = 0;
-      for (size_t s = 0; s < steps.size(); ++s) {
-        sum += steps[s][layer * 10 + e];
-        CHECK(u.steps[s * 10 + e] == steps[s][layer * 10 + e]);
-      }
-      CHECK(u.tokens[e] == sum);
-    }
-  }
-}
-
-TEST_CASE("a sliding window forgets its oldest step", "[placement][mission-65]") {
-  UsageWindow window = must(UsageWindow::create(1, 2, 1, {.steps = 3}));
-  for (int64_t step = 1; step <= 5; ++step) {
-    REQUIRE(window.record_counts(0, std::vector<int64_t>{step, 10 * step}).ok());
-    window.advance();
-  }
-  CHECK(window.steps() == 3);
-  CHECK(window.snapshot().layers[0].tokens == std::vector<double>{3 + 4 + 5, 30 + 40 + 50});
-  CHECK_FALSE(window.record(0, std::vector<int32_t>{2}).ok());
-  CHECK_FALSE(window.record(1, std::vector<int32_t>{0}).ok());
-  CHECK_FALSE(UsageWindow::create(1, 2, 3).ok());
-}
 
 TEST_CASE("usage files: each format, there and back", "[placement]") {
   const UsageTrace sglang = must(parse_usage(R"({"logical_count": [[0,0],[3,4]]})"));
@@ -82,6 +30,11 @@ TEST_CASE("usage files: each format, there and back", "[placement]") {
   CHECK(again.layers[0].tokens == csv.layers[0].tokens);
   CHECK(again.layers[0].sets.experts == csv.layers[0].sets.experts);
   CHECK(again.layers[0].sets.counts == csv.layers[0].sets.counts);
+  const auto file = std::filesystem::temp_directory_path() / "moe_write_usage_test.json";
+  REQUIRE(write_usage(csv, file.string()).ok());
+  CHECK(write_usage(must(read_usage(file.string()))) == write_usage(csv));
+  CHECK_FALSE(write_usage(csv, file.string() + "/inside").ok());
+  std::filesystem::remove(file);
   for (const char* bad :
        {"", "{}", "{\"logical_count\": 3}", "{\"logical_count\": [[1],[1,2],[\"x\"]]}",
         "a,b\n1,2\n", "layer,e0,e1\n0,1\n", "layer,e0,e1\n0,1,1\n", "layer,e0\n0,x\n",

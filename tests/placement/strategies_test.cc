@@ -167,7 +167,9 @@ void check_properties(int clusters) {
       PlacementProblem problem{usage, cluster};
       problem.objective = objective;
       problem.workload.tokens_per_step = 1 + random.below(4);
-      const double mine = predicted(problem, placed("auto", problem)).value;
+      const Placement ours = placed("auto", problem);
+      REQUIRE(validate(ours, cluster, usage).ok());  // no twins
+      const double mine = predicted(problem, ours).value;
       for (const StrategyRow& row : strategies()) {
         if (row.place == place_subset_exact) continue;  // has its own test
         const Result<Placement> placement = row.place(problem);
@@ -181,7 +183,6 @@ void check_properties(int clusters) {
         REQUIRE(validate(*placement, cluster, usage, twins).ok());
         REQUIRE(must(row.place(problem)).layers[0].expert_of_slot ==
                 placement->layers[0].expert_of_slot);
-        if (!validate(*placement, cluster, usage).ok()) continue;  // published EPLB's twins
         REQUIRE(mine <= predicted(problem, *placement).value * (1 + 1e-9));
         ++compared;
       }
@@ -194,6 +195,61 @@ void check_properties(int clusters) {
 TEST_CASE("properties on random clusters", "[placement][mission-67]") { check_properties(4); }
 TEST_CASE("properties on many random clusters", "[placement][mission-67][slow]") {
   check_properties(12);
+}
+
+TEST_CASE("auto has no twins and still beats published EPLB, which has", "[placement]") {
+  placement::Random random(seed());
+  int with_twins = 0;
+  for (int i = 0; i < 40; ++i) {
+    const auto ranks = static_cast<int32_t>(2 + random.below(3));
+    const auto experts = static_cast<int32_t>(2 + random.below(5));
+    const auto slots = static_cast<int32_t>((experts + ranks - 1) / ranks + 1 + random.below(4));
+    const Cluster cluster = must(Cluster::uniform(ranks, slots, i % 2 && ranks % 2 == 0 ? 2 : 1));
+    UsageTrace usage = one_layer(random_tokens(random, experts));
+    usage.layers[0].tokens[0] += 20000;  // one takes nearly all: EPLB gives it most slots
+    PlacementProblem problem{usage, cluster};
+    problem.objective = i % 4 < 2 ? Objective::tokens : Objective::traffic;
+    for (Strategy eplb : {place_eplb, place_eplb_global}) {
+      const Placement published = must(eplb(problem));
+      with_twins += !validate(published, cluster, usage).ok();
+      for (const Placement* previous : {static_cast<const Placement*>(nullptr), &published}) {
+        problem.previous = previous;
+        const Placement ours = placed("auto", problem);
+        REQUIRE(validate(ours, cluster, usage).ok());
+        INFO(experts << " experts, " << ranks << " ranks x " << slots << " slots");
+        REQUIRE(predicted(problem, ours).value <= predicted(problem, published).value * (1 + 1e-9));
+      }
+      problem.previous = nullptr;
+    }
+  }
+  CHECK(with_twins > 20);
+}
+
+TEST_CASE("auto near a placement in place: as good as any strategy, few moves",
+          "[placement][mission-65]") {
+  placement::Random random(seed());
+  for (int i = 0; i < 6; ++i) {
+    const Cluster cluster = must(Cluster::uniform(4, 5));
+    const UsageTrace before = one_layer(random_tokens(random, 16));
+    UsageTrace now = before;
+    for (double& tokens : now.layers[0].tokens) tokens *= 0.8 + 0.4 * random.uniform();
+    PlacementProblem problem{now, cluster};
+    problem.objective = Objective::tokens;
+    const Placement fresh = placed("auto", problem);
+    const Placement previous = placed("auto", {before, cluster, {}, Objective::tokens});
+    problem.previous = &previous;
+    const Placement near = placed("auto", problem);
+    const double value = predicted(problem, near).value;
+    for (const StrategyRow& row : strategies()) {
+      INFO(row.name);
+      REQUIRE(value <= predicted(problem, must(row.place(problem))).value * (1 + 1e-9));
+    }
+    const auto moved = [&](const Placement& next) {
+      return moved_copies(
+          must(plan_transfers(previous, must(preserve_slots(previous, next, cluster)), cluster)));
+    };
+    CHECK(moved(near) <= moved(fresh));
+  }
 }
 
 TEST_CASE("auto on DeepSeek-R1's loads: never less balanced than EPLB global",

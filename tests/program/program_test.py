@@ -56,9 +56,9 @@ def repack_and_page():
     moe("repack", folder, repacked, code=1)  # it is there already
     moe("repack", folder, os.path.join(folder, "inside"), code=1)
     assert os.path.exists(os.path.join(repacked, "moe.manifest.json"))
-    trace = os.path.join(TMP.name, "trace.csv")
+    trace, usage = os.path.join(TMP.name, "trace.csv"), os.path.join(TMP.name, "usage.json")
     run = moe_json("run", repacked, "--rows", 3, "--expert-memory", "40KiB", "--policy", "llru",
-                   "--record-trace", trace)
+                   "--record-trace", trace, "--record-usage", usage)
     for layer in run["layers"]:
         paging = layer["paging"]
         assert layer["right"] and paging["policy"] == "llru" and paging["misses"] > 0
@@ -69,7 +69,17 @@ def repack_and_page():
     assert simulated["rows"] == 3 * 2 * forwards and simulated["layers"] == 2
     chosen = sum(rows > 0 for layer in run["layers"] for rows in layer["expert_rows"])
     assert all(r["hits"] + r["misses"] == chosen * forwards for r in simulated["results"])
-    moe("plan", "--usage", trace, "--ranks", 2)
+    with open(usage) as file:
+        recorded = json.load(file)
+    assert recorded["format"] == "moe-usage-1" and recorded["top_k"] == 2
+    for seen, layer in zip(recorded["layers"], run["layers"], strict=True):
+        assert seen["layer"] == layer["layer"] and seen["steps"] == layer["expert_rows"] * forwards
+        assert seen["tokens"] == [forwards * rows for rows in layer["expert_rows"]]
+        assert sum(entry[-1] for entry in seen["sets"]) == 3 * forwards
+    plans = [moe_json("plan", "--usage", file, "--ranks", 2, "--tokens-per-step", 1)["plans"]
+             for file in (trace, usage)]  # the same usage, whoever counted it
+    assert plans[0] == plans[1] and len(plans[0][0]["layers"]) == 2
+    moe("run", repacked, "--record-usage", os.path.join(usage, "inside"), code=1)
     assert "no policy is called 'nobody'" in moe("run", repacked, "--policy", "nobody", code=2).stderr
 
 
