@@ -6,6 +6,7 @@
 #include "placement/eplb.h"
 #include "placement/evaluate.h"
 #include "placement/replica_hash.h"
+#include "placement/sample.h"
 
 namespace moe {
 namespace placement {
@@ -228,7 +229,7 @@ LayerPlacement traffic_layer(const LayerProblem& layer, int64_t max_pairs) {
                                cluster.ranks())});
   }
   const double limit = std::max(imbalance, std::min(imbalance / kBalance, eplb_imbalance(layer)));
-  return plan_traffic(layer, draw_samples(layer).tokens, limit, starts, max_pairs);
+  return plan_traffic(layer, draw_tokens(layer), limit, starts, max_pairs);
 }
 
 }  // namespace
