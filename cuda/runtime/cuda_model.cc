@@ -37,7 +37,7 @@ Status plan_network(const ExpertStore::Impl& store, const Compute& compute, cons
     return error(StatusCode::unimplemented, {.phase = Phase::plan},
                  "backend {} is the host's own: on a GPU the library runs its own backends alone",
                  compute.gemm->name());
-  const SlotPool& pool = store.classes[compute.slot_class].pool;
+  const SlotPool& pool = *store.classes[compute.slot_class].pool;
   network->pool.base = pool.address(0);
   network->pool.slots = pool.capacity();
   network->pool.slot_bytes = static_cast<int64_t>(pool.slot_bytes());
@@ -78,7 +78,7 @@ Status plan_layer(const ExpertStore::Impl& store, const StoreLayer& layer, Layer
   plan->shape.from_table = true;
   plan->shape.normalize_input = spec.router.normalize_input;
   plan->shape.weights_on_input = spec.router.weight_on_input;
-  plan->shape.paged = plan->paged = layer.paged;
+  plan->shape.paged = plan->paged = store.classes[layer.routed.slot_class].paged();
   if (!spec.shared) return {};
   MOE_RETURN_IF_ERROR(
       plan_network(store, layer.shared, spec.shared->expert, 1, &plan->shared, &plan->shared_maps));
@@ -300,15 +300,15 @@ Status CudaModel::check_asked(const LayerPlan& plan, const DeviceForward& f, boo
                  "{} rows of top_k {}; one forward on a GPU takes fewer than 2^31 pairs: split it",
                  f.hidden.shape[0], f.top_k);
   if (capturing && plan.paged)
-    return error(
-        StatusCode::failed_precondition, place,
-        "a graph cannot be captured of layer {}: expert_memory keeps {} of its {} experts "
-        "out, and loading one takes the host; keep all resident",
-        f.layer.spec.layer,
-        f.layer.spec.router.num_experts - static_cast<int32_t>(std::min<int64_t>(
-                                              store_.classes[f.layer.routed.slot_class].capacity,
-                                              f.layer.spec.router.num_experts)),
-        f.layer.spec.router.num_experts);
+    return error(StatusCode::failed_precondition, place,
+                 "a graph cannot be captured of layer {}: expert_memory keeps {} of its {} experts "
+                 "out, and loading one takes the host; keep all resident",
+                 f.layer.spec.layer,
+                 f.layer.spec.router.num_experts -
+                     static_cast<int32_t>(std::min<int64_t>(
+                         store_.classes[f.layer.routed.slot_class].residency->slots(),
+                         f.layer.spec.router.num_experts)),
+                 f.layer.spec.router.num_experts);
   return check_report(f.options.report);
 }
 
@@ -330,7 +330,7 @@ Status CudaModel::forward(DeviceContext& any_context, const DeviceForward& f) {
   fill_args(plan, f, reader, &args);
   {
     std::lock_guard lock(store_.mutex);
-    fill_rule(*f.layer.block, &args.rule, &reader);
+    fill_rule(*f.layer.serving->block, &args.rule, &reader);
   }
   args.multiprocessors = multiprocessors_;
   MOE_RETURN_IF_ERROR(
@@ -354,7 +354,7 @@ Status CudaModel::run_wave(CudaContext& context, const DeviceForward& f, const L
   const int32_t candidates = args.pool.num_experts;
   std::fill_n(slots, candidates, -1);
   for (const Wave::Member& member : f.wave.members)
-    slots[member.expert] =
+    slots[member.need.expert] =
         static_cast<int32_t>((member.slot - args.pool.base) / args.pool.slot_bytes);
   MOE_RETURN_IF_ERROR(
       check(cudaMemcpyAsync(workspace_slots(args), slots, static_cast<size_t>(candidates) * 4,
@@ -371,6 +371,11 @@ Status CudaModel::run_waves(CudaContext& context, const DeviceForward& f, const 
   const int32_t experts = f.layer.spec.router.num_experts;
   MOE_ASSIGN_OR_RETURN(int32_t* const host, context.host_ints(pairs + args.pool.num_experts));
   int32_t* const slots = host + pairs;
+  std::shared_ptr<const LayerVersions> versions;  // the same for all waves
+  {
+    std::lock_guard lock(store_.mutex);
+    versions = f.layer.serving;
+  }
   MOE_RETURN_IF_ERROR(
       check(enqueue_route(args, context.stream()), "enqueue a router", {.phase = Phase::route}));
   MOE_RETURN_IF_ERROR(
@@ -382,14 +387,15 @@ Status CudaModel::run_waves(CudaContext& context, const DeviceForward& f, const 
 
   f.experts.gather(host, nullptr, args.tokens, args.top_k, experts);
   store_.accessed(f.layer, f.experts.distinct());
-  std::vector<int32_t> needed(f.experts.distinct().begin(), f.experts.distinct().end());
-  std::sort(needed.begin(), needed.end());
+  std::vector<Need> needed;
+  for (const int32_t e : f.experts.distinct())
+    needed.push_back({e, versions->experts[static_cast<size_t>(e)]});
   while (!needed.empty()) {
     MOE_RETURN_IF_ERROR(store_.acquire(f.layer, needed, f.deadline_at_ns, &f.wave));
     const Status status = run_wave(context, f, args, slots);
-    std::erase_if(needed, [&](int32_t e) {
+    std::erase_if(needed, [&](const Need& need) {
       return std::any_of(f.wave.members.begin(), f.wave.members.end(),
-                         [&](const Wave::Member& m) { return m.expert == e; });
+                         [&](const Wave::Member& m) { return m.need == need; });
     });
     store_.release(f.layer, &f.wave);
     MOE_RETURN_IF_ERROR(status);

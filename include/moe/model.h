@@ -41,6 +41,7 @@ struct ModelOptions {
   size_t expert_memory = 0;
   std::string eviction;                       // ignored while everything is resident
   EvictionPolicy* eviction_policy = nullptr;  // host's own; not owned, must outlive the model
+  EventSink* events = nullptr;                // of the store; not owned, must outlive the model
 
   // How experts are kept; empty: as the source has them. int8 and int4 quantise while they load, so
   // that a bf16 model takes half or a quarter of its memory. Ignored over a store that is given.
@@ -70,6 +71,7 @@ struct ForwardReport {
   int64_t degraded_rows = 0;          // rows computed with fewer experts than routed
   int64_t nonfinite_rows = 0;         // rows with a non-finite router logit
   int64_t short_rows = 0;             // rows with fewer than top_k candidates
+  int64_t candidate_rows = 0;         // rows served by a version that is being tried
   int64_t dropped = 0;                // choices lost to the router's capacity
   StatusCode error = StatusCode::ok;  // found after launch
 

@@ -86,6 +86,8 @@ struct RouterSpec {
   bool weight_on_input = false;
 
   int32_t candidates() const { return num_experts + num_zero_experts; }  // ids a row may get
+
+  friend bool operator==(const RouterSpec&, const RouterSpec&) = default;
 };
 
 // ok, or invalid_argument naming the field, its value and its range.

@@ -66,6 +66,8 @@ struct ExpertSpec {
   float alpha = 1.702f;                      // of swiglu_oai
   float limit = 7.0f;                        // of swiglu_oai and swiglu_step
   Format format;                             // of gate, up and down
+
+  friend bool operator==(const ExpertSpec&, const ExpertSpec&) = default;
 };
 
 // The experts that see every row. One wide network: `shared experts` of a family are stored fused.
@@ -75,6 +77,8 @@ struct SharedSpec {
   // out = routed_scale * routed + shared_scale * shared; both 0.5 where a family averages.
   float routed_scale = 1;
   float shared_scale = 1;  // of the shared expert's result
+
+  friend bool operator==(const SharedSpec&, const SharedSpec&) = default;
 };
 
 // One MoE layer: what routes its rows, and what its experts compute.
@@ -85,6 +89,8 @@ struct LayerSpec {
   std::optional<SharedSpec> shared;  // empty: none
 
   int64_t hidden() const { return expert.hidden; }  // values of one row
+
+  friend bool operator==(const LayerSpec&, const LayerSpec&) = default;
 };
 
 // ok, or invalid_argument naming the field, its value and its range.

@@ -53,14 +53,14 @@ void run_combine(LayerForward& f, Chunk chunk, bool with_shared) {
 
 // Runs `experts(chunk, shared)`, the shared expert and the weighted sum, chunk after chunk.
 template <class Experts>
-Status compute(LayerForward& f, const LayerBlock& block, Experts experts) {
+Status compute(LayerForward& f, Experts experts) {
   const bool with_shared = f.layer.shared.gemm && !f.options.skip_shared;
   const int64_t rows = f.hidden.shape[0];
   const int64_t step = chunk_tokens(f.layer.spec, {rows, f.top_k, 1});
   for (int64_t first = 0; first < rows; first += step) {
     const Chunk chunk{first, std::min(step, rows - first)};
     MOE_RETURN_IF_ERROR(check_deadline(f, Phase::compute));
-    SharedExpert shared = with_shared ? SharedExpert(f, block, chunk) : SharedExpert();
+    SharedExpert shared = with_shared ? SharedExpert(f, chunk) : SharedExpert();
     MOE_RETURN_IF_ERROR(experts(chunk, shared));
     MOE_RETURN_IF_ERROR(shared.run(f));
     run_combine(f, chunk, with_shared);
@@ -68,25 +68,42 @@ Status compute(LayerForward& f, const LayerBlock& block, Experts experts) {
   return {};
 }
 
+// Which versions serve which rows.
+void choose_versions(LayerForward& f, const ExpertTable& table) {
+  f.versions.of[0] = table.versions.get();
+  int64_t tried = 0;
+  const int64_t rows = f.hidden.shape[0];
+  for (int64_t t = 0; t < rows && table.share > 0 && f.options.request_ids; ++t) {
+    const bool side = share_point(f.options.request_ids[t]) < table.share;
+    f.work.side[static_cast<size_t>(t)] = side;
+    tried += side;
+  }
+  f.report.candidate_rows = tried;
+  f.versions.split = tried > 0;
+  if (tried > 0) f.versions.of[1] = table.candidate.versions.get();
+}
+
 }  // namespace
 
 Status forward_layer(LayerForward& f) {
-  std::shared_ptr<const LayerBlock> block;
+  std::shared_ptr<const LayerVersions> held[2];  // one choice for all waves; its sources stay
   {
-    const EpochPin pin(f.reader);
+    const EpochPin pin(f.reader, f.store.schedule);
     const ExpertTable& table = ExpertStore::Impl::table(f.layer);
     f.report.epoch = table.epoch;
     f.report.rows = f.hidden.shape[0];
-    MOE_RETURN_IF_ERROR(route(f, *table.block));
-    if (!f.layer.paged)
-      return compute(f, *table.block, [&](Chunk chunk, SharedExpert& shared) {
+    choose_versions(f, table);
+    MOE_RETURN_IF_ERROR(route(f));
+    if (f.store.schedule) f.store.schedule->point("compute");
+    if (table.resident)
+      return compute(f, [&](Chunk chunk, SharedExpert& shared) {
         return run_resident(f, table, chunk, shared);
       });
-    block = table.block;  // router and shared expert of one version, whatever the waves bring
+    held[0] = table.versions;
+    held[1] = table.candidate.versions;
   }
   tell_eviction_policy(f);
-  return compute(f, *block,
-                 [&](Chunk chunk, SharedExpert& shared) { return run_paged(f, chunk, shared); });
+  return compute(f, [&](Chunk chunk, SharedExpert& shared) { return run_paged(f, chunk, shared); });
 }
 
 }  // namespace moe

@@ -7,6 +7,12 @@
 
 namespace moe {
 
+// Rows are served by one or two sets of versions: [0] the table's, [1] its candidate's.
+struct RowVersions {
+  const LayerVersions* of[2] = {};
+  bool split = false;  // some rows are the candidate's: those with work.side[row] != 0
+};
+
 // A forward whose arguments have been checked and whose workspace is large enough.
 struct LayerForward {
   ExpertStore::Impl& store;
@@ -25,6 +31,7 @@ struct LayerForward {
   int64_t deadline_at_ns = 0;
 
   Workspace work;
+  RowVersions versions;
   ForwardReport report;
 };
 

@@ -28,6 +28,7 @@ ExpertStoreOptions store_options(const ModelOptions& options) {
           .gemm_options = options.gemm_options,
           .expert_gemm = options.expert_gemm,
           .host = options.host,
+          .events = options.events,
           .progress = options.progress,
           .progress_argument = options.progress_argument};
 }

@@ -10,16 +10,41 @@
 namespace moe {
 namespace {
 
-// The chunk's pairs by expert, ascending. Slots are filled in by the wave.
+// Whether a candidate's rows have an expert of their own.
+bool differs(const LayerForward& f, int32_t expert) {
+  const auto e = static_cast<size_t>(expert);
+  return f.versions.of[1]->experts[e] != f.versions.of[0]->experts[e];
+}
+
+// ids, with those of a candidate's own experts moved up by the number of experts.
+const int32_t* make_keys(LayerForward& f, Chunk chunk) {
+  const int32_t* ids = f.work.ids.data() + chunk.first * f.top_k;
+  if (!f.versions.split) return ids;
+  const int32_t experts = f.layer.spec.router.num_experts;
+  for (int64_t p = 0; p < chunk.count * f.top_k; ++p) {
+    const bool side = f.work.side[static_cast<size_t>(chunk.first + p / f.top_k)] != 0;
+    const bool own = side && ids[p] >= 0 && ids[p] < experts && differs(f, ids[p]);
+    const bool none = ids[p] >= experts;  // a zero expert
+    f.work.keys[static_cast<size_t>(p)] = none ? -1 : ids[p] + (own ? experts : 0);
+  }
+  return f.work.keys.data();
+}
+
+// The chunk's pairs by expert and version, and what each group needs. Slots are filled in later.
 std::span<ExpertGroup> make_groups(LayerForward& f, Chunk chunk) {
   const int32_t experts = f.layer.spec.router.num_experts;
+  const int32_t keys = f.versions.split ? 2 * experts : experts;
   const std::span<int64_t> first = f.work.first_pair;
-  group_pairs(f.work.ids.data() + chunk.first * f.top_k, chunk.count * f.top_k, experts,
-              first.data(), f.work.pairs.data());
+  group_pairs(make_keys(f, chunk), chunk.count * f.top_k, keys, first.data(), f.work.pairs.data());
   size_t groups = 0;
-  for (int32_t e = 0; e < experts; ++e) {
-    const int64_t begin = first[static_cast<size_t>(e)], end = first[static_cast<size_t>(e) + 1];
-    if (end > begin) f.work.groups[groups++] = {nullptr, e, begin, end - begin};
+  for (int32_t key = 0; key < keys; ++key) {
+    const int64_t begin = first[static_cast<size_t>(key)],
+                  end = first[static_cast<size_t>(key) + 1];
+    if (end == begin) continue;
+    const int32_t expert = key % experts;
+    const LayerVersions& versions = *f.versions.of[key / experts];
+    f.work.needs[groups] = {expert, versions.experts[static_cast<size_t>(expert)]};
+    f.work.groups[groups++] = {nullptr, expert, begin, end - begin};
   }
   return f.work.groups.first(groups);
 }
@@ -58,15 +83,20 @@ Status run_wave(LayerForward& f, Chunk chunk, std::span<const ExpertGroup> group
   return run_groups(f, batch, shared);
 }
 
-// Takes the wave's groups out of `groups`, whose rest stays in order. Both ascend in expert.
+// Takes the wave's groups out of `groups`, whose rest stays in order, as do work.needs.
 std::span<ExpertGroup> take_wave(LayerForward& f, std::span<ExpertGroup>* groups) {
   size_t taken = 0, left = 0;
-  for (ExpertGroup& group : *groups) {
-    if (taken < f.wave.members.size() && f.wave.members[taken].expert == group.expert) {
-      f.work.wave_groups[taken] = group;
-      f.work.wave_groups[taken].slot = f.wave.members[taken].slot;
-      ++taken;
+  for (size_t g = 0; g < groups->size(); ++g) {
+    const Need need = f.work.needs[g];
+    const auto& members = f.wave.members;
+    const auto mine = std::find_if(members.begin(), members.end(),
+                                   [&](const Wave::Member& m) { return m.need == need; });
+    ExpertGroup group = (*groups)[g];
+    if (mine != members.end()) {
+      group.slot = mine->slot;
+      f.work.wave_groups[taken++] = group;
     } else {
+      f.work.needs[left] = need;
       (*groups)[left++] = group;
     }
   }
@@ -74,15 +104,21 @@ std::span<ExpertGroup> take_wave(LayerForward& f, std::span<ExpertGroup>* groups
   return f.work.wave_groups.first(taken);
 }
 
-// The groups' experts as the policy was told of them: a wave takes those first that were used
-// first.
-std::span<const int32_t> in_order_of_use(LayerForward& f, std::span<const ExpertGroup> groups) {
+// The groups' needs as the policy was told of them: a wave takes those first that were used first.
+std::span<const Need> in_order_of_use(LayerForward& f, size_t groups) {
+  const std::span<const Need> needs = f.work.needs.first(groups);
+  const auto falls = [](const Need& a, const Need& b) { return a.expert >= b.expert; };
+  const auto last = std::adjacent_find(needs.begin(), needs.end(), falls);
+  const auto middle = last == needs.end() ? last : last + 1;  // a candidate's own follow
   size_t count = 0;
+  const auto take = [&](auto begin, auto end, int32_t expert) {
+    const auto at =
+        std::lower_bound(begin, end, expert, [](const Need& n, int32_t e) { return n.expert < e; });
+    if (at != end && at->expert == expert) f.work.needed[count++] = *at;
+  };
   for (const int32_t expert : f.experts.distinct()) {
-    const auto group =
-        std::lower_bound(groups.begin(), groups.end(), expert,
-                         [](const ExpertGroup& g, int32_t e) { return g.expert < e; });
-    if (group != groups.end() && group->expert == expert) f.work.needed[count++] = expert;
+    take(needs.begin(), middle, expert);
+    take(middle, needs.end(), expert);
   }
   return f.work.needed.first(count);
 }
@@ -92,8 +128,12 @@ std::span<const int32_t> in_order_of_use(LayerForward& f, std::span<const Expert
 Status run_resident(LayerForward& f, const ExpertTable& table, Chunk chunk, SharedExpert& shared) {
   StageTimer timer(f.services.clock(), f.report.experts_ns);
   const std::span<ExpertGroup> groups = make_groups(f, chunk);
-  for (ExpertGroup& group : groups)
-    group.slot = table.experts[static_cast<size_t>(group.expert)].slot;
+  for (size_t g = 0; g < groups.size(); ++g) {
+    const auto e = static_cast<size_t>(groups[g].expert);
+    const TableCopy& own = table.experts[e];
+    groups[g].slot =
+        own.version == f.work.needs[g].version ? own.slot : table.candidate.experts[e].slot;
+  }
   return run_wave(f, chunk, groups, shared);
 }
 
@@ -108,7 +148,8 @@ Status run_paged(LayerForward& f, Chunk chunk, SharedExpert& shared) {
   std::span<ExpertGroup> groups = make_groups(f, chunk);
   while (!groups.empty()) {
     MOE_RETURN_IF_ERROR(
-        f.store.acquire(f.layer, in_order_of_use(f, groups), f.deadline_at_ns, &f.wave));
+        f.store.acquire(f.layer, in_order_of_use(f, groups.size()), f.deadline_at_ns, &f.wave));
+    if (f.store.schedule) f.store.schedule->point("wave");
     const Status status = run_wave(f, chunk, take_wave(f, &groups), shared);
     f.store.release(f.layer, &f.wave);
     MOE_RETURN_IF_ERROR(status);

@@ -23,12 +23,8 @@ Status replay(LayerForward& f, const Routing& out) {
   return {};
 }
 
-}  // namespace
-
-Status route(LayerForward& f, const LayerBlock& block) {
-  StageTimer timer(f.services.clock(), f.report.route_ns);
-  const Routing out{f.hidden.shape[0], f.top_k, f.work.ids.data(), f.work.weights.data()};
-  if (f.options.routing_in) return replay(f, out);
+// Every row by the rule, with the router weights of `block`.
+Status route_by(LayerForward& f, const LayerBlock& block, const Routing& out) {
   RouteInput input;
   input.layer = f.layer.spec.layer;
   input.hidden = f.options.router_input.data ? f.options.router_input : f.hidden;
@@ -48,6 +44,27 @@ Status route(LayerForward& f, const LayerBlock& block) {
   f.report.short_rows = counts.short_rows;
   f.report.dropped = counts.dropped;
   return status.at({.layer = f.layer.spec.layer, .phase = Phase::route});
+}
+
+}  // namespace
+
+Status route(LayerForward& f) {
+  StageTimer timer(f.services.clock(), f.report.route_ns);
+  const Routing out{f.hidden.shape[0], f.top_k, f.work.ids.data(), f.work.weights.data()};
+  if (f.options.routing_in) return replay(f, out);
+  const LayerBlock& block = *f.versions.of[0]->block;
+  if (!f.versions.split || f.own_router || f.versions.of[1]->block == f.versions.of[0]->block)
+    return route_by(f, block, out);
+  // Each row as if the whole batch were served by its version.
+  const Routing tried{out.tokens, out.top_k, f.work.side_ids.data(), f.work.side_weights.data()};
+  MOE_RETURN_IF_ERROR(route_by(f, *f.versions.of[1]->block, tried));
+  MOE_RETURN_IF_ERROR(route_by(f, block, out));
+  for (int64_t t = 0; t < out.tokens; ++t) {
+    if (!f.work.side[static_cast<size_t>(t)]) continue;
+    std::copy_n(tried.ids + t * f.top_k, f.top_k, out.ids + t * f.top_k);
+    std::copy_n(tried.weights + t * f.top_k, f.top_k, out.weights + t * f.top_k);
+  }
+  return {};
 }
 
 }  // namespace moe

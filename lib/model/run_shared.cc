@@ -10,11 +10,12 @@
 namespace moe {
 namespace {
 
-// gate[t] = sigmoid(w . hidden[t])
-void shared_gates(const TensorView& hidden, const TensorView& weight, float* gate) {
+// gate[t] = sigmoid(w . hidden[t]) for the rows listed
+void shared_gates(const TensorView& hidden, const TensorView& weight, std::span<const int64_t> rows,
+                  float* gate) {
   constexpr int64_t kBlock = 256;
   float x[kBlock], w[kBlock];
-  for (int64_t t = 0; t < hidden.shape[0]; ++t) {
+  for (const int64_t t : rows) {
     double dot = 0;
     for (int64_t h = 0; h < hidden.shape[1]; h += kBlock) {
       const int64_t n = std::min(kBlock, hidden.shape[1] - h);
@@ -28,19 +29,32 @@ void shared_gates(const TensorView& hidden, const TensorView& weight, float* gat
 
 }  // namespace
 
-SharedExpert::SharedExpert(LayerForward& f, const LayerBlock& block, Chunk chunk)
-    : group_{block.shared, kSharedExpert, 0, chunk.count}, pending_(true) {
-  for (int64_t t = 0; t < chunk.count; ++t) f.work.shared_pairs[static_cast<size_t>(t)] = t;
+SharedExpert::SharedExpert(LayerForward& f, Chunk chunk) : pending_(true) {
   batch_.hidden = rows_of(f.hidden, chunk.first, chunk.count);
   batch_.top_k = 1;
-  batch_.groups = {&group_, 1};
   batch_.pairs = f.work.shared_pairs.data();
   batch_.out = f.work.shared_rows.data();
   batch_.executor = &f.services.executor();
   batch_.workspace = f.work.shared_scratch;
-  if (!f.layer.spec.shared->sigmoid_gate) return;
-  StageTimer timer(f.services.clock(), f.report.shared_ns);
-  shared_gates(batch_.hidden, block.shared_gate, f.work.shared_gate.data());
+  size_t used = 0;
+  int64_t listed = 0;
+  for (uint8_t side = 0; side < 2; ++side) {  // the rows of each set of versions
+    const int64_t first = listed;
+    for (int64_t t = 0; t < chunk.count; ++t) {
+      const bool other = f.versions.split && f.work.side[static_cast<size_t>(chunk.first + t)] != 0;
+      if (other == (side == 1)) f.work.shared_pairs[static_cast<size_t>(listed++)] = t;
+    }
+    if (listed == first) continue;
+    const LayerBlock& block = *f.versions.of[side]->block;
+    groups_[used++] = {block.shared, kSharedExpert, first, listed - first};
+    if (!f.layer.spec.shared->sigmoid_gate) continue;
+    StageTimer timer(f.services.clock(), f.report.shared_ns);
+    const std::span<const int64_t> pairs = f.work.shared_pairs;
+    shared_gates(batch_.hidden, block.shared_gate,
+                 pairs.subspan(static_cast<size_t>(first), static_cast<size_t>(listed - first)),
+                 f.work.shared_gate.data());
+  }
+  batch_.groups = {groups_, used};
 }
 
 const ExpertBatch* SharedExpert::take() {

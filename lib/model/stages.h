@@ -15,14 +15,14 @@ struct Chunk {
 };
 
 // Fills work.ids and work.weights for the whole batch: the host's routing, its router, or ours.
-Status route(LayerForward& f, const LayerBlock& block);
+Status route(LayerForward& f);
 
 // The expert that sees every row of a chunk: fills work.shared_rows and work.shared_gate. Whoever
 // runs chosen experts takes its batch along in their pass; else it runs by itself.
 class SharedExpert {
  public:
   SharedExpert() = default;  // none
-  SharedExpert(LayerForward& f, const LayerBlock& block, Chunk chunk);
+  SharedExpert(LayerForward& f, Chunk chunk);
   SharedExpert(const SharedExpert&) = delete;
   SharedExpert& operator=(const SharedExpert&) = delete;
 
@@ -30,7 +30,7 @@ class SharedExpert {
   Status run(LayerForward& f);  // unless it was taken
 
  private:
-  ExpertGroup group_;
+  ExpertGroup groups_[2];  // of the rows of each set of versions
   ExpertBatch batch_;
   bool pending_ = false;
 };

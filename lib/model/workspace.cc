@@ -40,7 +40,7 @@ Workspace Workspace::cut(const StoreLayer& layer, const BatchShape& batch, std::
   const int64_t all_pairs = batch.tokens * batch.top_k;
   const int64_t pairs = chunk * batch.top_k;
   const int64_t experts = spec.router.num_experts;
-  const int64_t groups = std::min(experts, pairs);
+  const int64_t groups = std::min(2 * experts, pairs);
 
   size_t scratch =
       route_workspace_bytes(spec.router, spec.hidden(), batch.tokens, batch.concurrency);
@@ -50,20 +50,23 @@ Workspace Workspace::cut(const StoreLayer& layer, const BatchShape& batch, std::
   Workspace w;
   w.ids = cutter.take<int32_t>(all_pairs);
   w.weights = cutter.take<float>(all_pairs);
+  w.side = cutter.take<uint8_t>(batch.tokens);
+  w.side_ids = cutter.take<int32_t>(all_pairs);
+  w.side_weights = cutter.take<float>(all_pairs);
   w.pairs = cutter.take<int64_t>(pairs);
-  w.first_pair = cutter.take<int64_t>(experts + 1);
+  w.keys = cutter.take<int32_t>(pairs);
+  w.first_pair = cutter.take<int64_t>(2 * experts + 1);
   w.groups = cutter.take<ExpertGroup>(groups);
-  if (layer.paged) {
-    w.wave_groups = cutter.take<ExpertGroup>(groups);
-    w.needed = cutter.take<int32_t>(experts);
-  }
+  w.wave_groups = cutter.take<ExpertGroup>(groups);
+  w.needs = cutter.take<Need>(groups);
+  w.needed = cutter.take<Need>(groups);
   w.rows = cutter.take<float>(pairs * spec.hidden());
   if (layer.shared.gemm) {
     w.shared_pairs = cutter.take<int64_t>(chunk);
     w.shared_rows = cutter.take<float>(chunk * spec.hidden());
     w.shared_gate = cutter.take<float>(chunk);
     w.shared_scratch = cutter.take<std::byte>(static_cast<int64_t>(
-        layer.shared.gemm->workspace_bytes(spec.shared->expert, chunk, 1, batch.concurrency)));
+        layer.shared.gemm->workspace_bytes(spec.shared->expert, chunk, 2, batch.concurrency)));
   }
   w.order = cutter.take<int32_t>(static_cast<int64_t>(batch.concurrency) * batch.top_k);
   w.scratch = cutter.take<std::byte>(static_cast<int64_t>(scratch));

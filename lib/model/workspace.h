@@ -28,14 +28,21 @@ struct Workspace {
   std::span<int32_t> ids;    // (tokens, top_k)
   std::span<float> weights;  // (tokens, top_k)
 
+  // The whole batch, while a candidate serves some of its rows.
+  std::span<uint8_t> side;        // (tokens): 1 for the candidate's rows
+  std::span<int32_t> side_ids;    // (tokens, top_k): the candidate's routing
+  std::span<float> side_weights;  // (tokens, top_k)
+
   // One chunk.
   std::span<int64_t> pairs;             // (P), grouped by expert
-  std::span<int64_t> first_pair;        // (experts + 1): where each expert's pairs begin
-  std::span<ExpertGroup> groups;        // at most min(experts, P)
-  std::span<ExpertGroup> wave_groups;   // ditto; paged layers only
-  std::span<int32_t> needed;            // (experts), paged layers only
+  std::span<int32_t> keys;              // (P): expert, or experts + expert of a candidate's own
+  std::span<int64_t> first_pair;        // (2 experts + 1): where each key's pairs begin
+  std::span<ExpertGroup> groups;        // at most min(2 experts, P)
+  std::span<ExpertGroup> wave_groups;   // ditto
+  std::span<Need> needs;                // of each group, in the order of groups
+  std::span<Need> needed;               // ditto, in the order of use
   std::span<float> rows;                // (P, hidden), unweighted results by pair
-  std::span<int64_t> shared_pairs;      // (chunk): 0, 1, 2, ...
+  std::span<int64_t> shared_pairs;      // (chunk): 0, 1, 2, ..., the candidate's rows last
   std::span<float> shared_rows;         // (chunk, hidden)
   std::span<float> shared_gate;         // (chunk)
   std::span<int32_t> order;             // (concurrency, top_k), scratch of the weighted sum

@@ -1,7 +1,7 @@
 // The state machine of one copy.
 #include <cassert>
 
-#include "store/store_impl.h"
+#include "store/expert_copy.h"
 
 namespace moe {
 
@@ -13,7 +13,7 @@ void transition(ExpertCopy& copy, CopyState to) {
       case CopyState::verifying: return next == CopyState::ready || next == CopyState::failed;
       case CopyState::ready: return next == CopyState::draining;
       case CopyState::draining: return next == CopyState::empty || next == CopyState::ready;
-      case CopyState::failed: return next == CopyState::loading;
+      case CopyState::failed: return next == CopyState::loading || next == CopyState::empty;
     }
     return false;
   };

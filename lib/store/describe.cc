@@ -53,7 +53,7 @@ std::string ExpertStore::Impl::describe() const {
   std::string text =
       fmt::format("{}: {} MoE layer(s), {} bytes of slots\n", source.name(), layers.size(), [&] {
         size_t bytes = 0;
-        for (const SlotClass& slots : classes) bytes += slots.pool.committed_bytes();
+        for (const SlotClass& slots : classes) bytes += slots.pool->committed_bytes();
         return bytes;
       }());
   // Consecutive layers that read alike are told once.

@@ -11,35 +11,35 @@ namespace moe {
 
 void EpochReaders::add(EpochReader* reader) {
   std::lock_guard lock(mutex_);
-  readers_.push_back(reader);
+  readers_.push_back({reader, 0});
 }
 
 void EpochReaders::remove(EpochReader* reader) {
   std::lock_guard lock(mutex_);
-  std::erase(readers_, reader);
+  std::erase_if(readers_, [&](const Seen& seen) { return seen.reader == reader; });
 }
 
-Status EpochReaders::wait_for_grace(const Clock& clock, int64_t end_ns) const {
-  std::vector<std::pair<const EpochReader*, uint64_t>> inside;
+size_t EpochReaders::still_inside() const {
+  std::lock_guard lock(mutex_);  // a reader that is gone has left every epoch
+  return static_cast<size_t>(std::count_if(readers_.begin(), readers_.end(), [](const Seen& seen) {
+    return seen.reader->exited.load(std::memory_order_acquire) < seen.entered;
+  }));
+}
+
+Status EpochReaders::wait_for_grace(const Clock& clock, int64_t end_ns, Schedule* schedule) {
+  if (schedule) schedule->point("grace");
   {
     std::lock_guard lock(mutex_);
-    inside.reserve(readers_.size());
-    for (const EpochReader* reader : readers_)
-      inside.emplace_back(reader, reader->entered.load(std::memory_order_seq_cst));
+    for (Seen& seen : readers_) seen.entered = seen.reader->entered.load(std::memory_order_seq_cst);
   }
+  if (schedule)
+    schedule->wait("grace", [&] { return still_inside() == 0 || clock.now_ns() > end_ns; });
   for (int spins = 0;; ++spins) {
-    {
-      std::lock_guard lock(mutex_);  // a reader that is gone has left every epoch
-      std::erase_if(inside, [&](const auto& seen) {
-        const bool alive =
-            std::find(readers_.begin(), readers_.end(), seen.first) != readers_.end();
-        return !alive || seen.first->exited.load(std::memory_order_acquire) >= seen.second;
-      });
-    }
-    if (inside.empty()) return {};
+    const size_t inside = still_inside();
+    if (inside == 0) return {};
     if (clock.now_ns() > end_ns)
       return error(StatusCode::deadline_exceeded, {.phase = Phase::publish},
-                   "{} reader(s) still use an older table", inside.size());
+                   "{} reader(s) still use an older table", inside);
     if (spins < 64)
       std::this_thread::yield();
     else

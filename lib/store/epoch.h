@@ -11,6 +11,7 @@
 
 #include "moe/host.h"
 #include "moe/status.h"
+#include "store/schedule.h"
 
 namespace moe {
 
@@ -33,23 +34,39 @@ class EpochReaders {
 
   // Waits until no reader is inside an epoch that it had entered before this call.
   // deadline_exceeded (with the number of readers still inside) if `clock` passes `end_ns` before.
-  Status wait_for_grace(const Clock& clock, int64_t end_ns) const;
+  // One caller at a time; allocates nothing.
+  Status wait_for_grace(const Clock& clock, int64_t end_ns, Schedule* schedule = nullptr);
 
  private:
+  struct Seen {
+    EpochReader* reader;
+    uint64_t entered;  // when the wait for grace began
+  };
+  size_t still_inside() const;
+
   mutable std::mutex mutex_;
-  std::vector<EpochReader*> readers_;
+  std::vector<Seen> readers_;
 };
 
 // Holds an epoch for the life of a wave.
 class EpochPin {
  public:
-  explicit EpochPin(EpochReader& reader) : reader_(reader) { reader_.enter(); }
-  ~EpochPin() { reader_.exit(); }
+  explicit EpochPin(EpochReader& reader, Schedule* schedule = nullptr)
+      : reader_(reader), schedule_(schedule) {
+    if (schedule_) schedule_->point("enter");
+    reader_.enter();
+    if (schedule_) schedule_->point("entered");
+  }
+  ~EpochPin() {
+    if (schedule_) schedule_->point("exit");
+    reader_.exit();
+  }
   EpochPin(const EpochPin&) = delete;
   EpochPin& operator=(const EpochPin&) = delete;
 
  private:
   EpochReader& reader_;
+  Schedule* schedule_;
 };
 
 }  // namespace moe

@@ -4,16 +4,12 @@
 
 #include "core/error.h"
 #include "core/parallel.h"
-#define XXH_INLINE_ALL
-#include <xxhash.h>
-
+#include "store/checked_source.h"
 #include "store/layer_block.h"
 #include "store/store_impl.h"
 
 namespace moe {
 namespace {
-
-constexpr int64_t kSpareSlots = 2;  // of each size class; committed when first needed
 
 // The specs of `wanted` (all if empty), or invalid_argument; experts in `format` if it is given.
 Result<std::vector<LayerSpec>> choose_layers(const WeightSource& source,
@@ -99,124 +95,114 @@ Status ExpertStore::Impl::size_pools() {
     if (layer->shared.gemm) add(layer->shared, &Need::shared, 1);
   }
 
-  // Shared experts always stay. What is left goes to the sizes in proportion to what they need.
-  size_t fixed = 0, wanted = 0;
+  // Room for two versions where memory is not limited: addresses only, until they are used.
+  const bool twice = options.expert_memory == 0 && !device;
   for (const Need& n : needs) {
-    fixed += n.bytes * static_cast<size_t>(n.shared);
-    wanted += n.bytes * static_cast<size_t>(n.routed);
+    classes.push_back({.wanted = n.routed, .shared = n.shared, .stride = n.bytes});
   }
-  const bool all = options.expert_memory == 0 || options.expert_memory >= fixed + wanted;
-  size_t least = fixed;
-  classes.reserve(needs.size());
-  for (const Need& n : needs) {
-    int64_t routed = n.routed;
-    if (!all && n.routed > 0) {
-      const double share = static_cast<double>(n.bytes) * static_cast<double>(n.routed) /
-                           static_cast<double>(wanted);
-      const size_t left = options.expert_memory > fixed ? options.expert_memory - fixed : 0;
-      routed = std::min(n.routed, static_cast<int64_t>(static_cast<double>(left) * share /
-                                                       static_cast<double>(n.bytes)) -
-                                      kSpareSlots);
-      least += n.bytes * static_cast<size_t>(kSpareSlots + 1);
-    }
-    if (routed < 1 && n.routed > 0) continue;
-    MOE_ASSIGN_OR_RETURN(
-        auto pool, SlotPool::create(n.layout_bytes, n.alignment, routed + n.shared + kSpareSlots,
-                                    slot_memory()));
-    classes.push_back({std::move(pool), routed});
-  }
-  if (classes.size() < needs.size())
-    return error(StatusCode::resource_exhausted, {.file = source.name(), .phase = Phase::plan},
-                 "expert_memory is {} bytes; the least is about {} (one expert of each size, {} "
-                 "spare slots of each, and the shared experts), {} keeps everything resident",
-                 options.expert_memory, least, kSpareSlots, fixed + wanted);
-  for (auto& layer : layers) {
-    const Need& n = needs[layer->routed.slot_class];
-    layer->paged = classes[layer->routed.slot_class].capacity < n.routed;
+  MOE_ASSIGN_OR_RETURN(const auto routed, routed_slots(options.expert_memory));
+  for (size_t c = 0; c < needs.size(); ++c) {
+    const Need& n = needs[c];
+    const int64_t limit = routed[c] + n.shared * (twice ? 2 : 1) + kSpareSlots;
+    const int64_t most = device ? limit : std::max(limit, 2 * (n.routed + n.shared) + kSpareSlots);
+    MOE_ASSIGN_OR_RETURN(auto pool,
+                         SlotPool::create(n.layout_bytes, n.alignment, most, slot_memory()));
+    pool.set_limit(limit);
+    classes[c].pool.emplace(std::move(pool));
   }
   return {};
 }
 
+Result<std::vector<int64_t>> ExpertStore::Impl::routed_slots(size_t expert_memory) const {
+  // Shared experts always stay. What is left goes to the sizes in proportion to what they need.
+  size_t fixed = 0, wanted = 0;
+  for (const SlotClass& c : classes) {
+    fixed += c.stride * static_cast<size_t>(c.shared);
+    wanted += c.stride * static_cast<size_t>(c.wanted);
+  }
+  const bool all = expert_memory == 0 || expert_memory >= fixed + wanted;
+  const size_t left = expert_memory > fixed ? expert_memory - fixed : 0;
+  std::vector<int64_t> routed;
+  size_t least = fixed;
+  bool enough = true;
+  for (const SlotClass& c : classes) {
+    const double share = static_cast<double>(c.stride) * static_cast<double>(c.wanted) /
+                         static_cast<double>(std::max<size_t>(wanted, 1));
+    const auto fit =
+        static_cast<int64_t>(static_cast<double>(left) * share / static_cast<double>(c.stride));
+    int64_t slots = 2 * c.wanted;
+    if (expert_memory > 0)
+      slots =
+          all ? std::min(slots, std::max(c.wanted, fit)) : std::min(c.wanted, fit - kSpareSlots);
+    if (device && expert_memory == 0) slots = c.wanted;
+    routed.push_back(slots);
+    if (c.wanted == 0) continue;
+    least += c.stride * static_cast<size_t>(kSpareSlots + 1);
+    enough = enough && slots >= 1;
+  }
+  if (enough) return routed;
+  return error(StatusCode::resource_exhausted, {.file = source.name(), .phase = Phase::plan},
+               "expert_memory is {} bytes; the least is about {} (one expert of each size, {} "
+               "spare slots of each, and the shared experts), {} keeps everything resident",
+               expert_memory, least, kSpareSlots, fixed + wanted);
+}
+
 Status ExpertStore::Impl::make_policies() {
-  int paged = 0;
+  MOE_ASSIGN_OR_RETURN(const auto routed, routed_slots(options.expert_memory));
+  if (options.io_threads < 1 || options.io_threads > 256)
+    return invalid_argument({}, "io_threads is {}; it must be from 1 to 256", options.io_threads);
+  const auto sizes = std::count_if(classes.begin(), classes.end(),
+                                   [](const SlotClass& c) { return c.wanted > 0; });
+  if (options.eviction_policy && sizes > 1)
+    return invalid_argument({.file = source.name(), .phase = Phase::plan},
+                            "a host's eviction policy serves experts of one size, but these "
+                            "layers have several; name a built-in policy");
   for (size_t c = 0; c < classes.size(); ++c) {
     EvictionOptions eviction;
     for (const auto& layer : layers)
-      if (layer->paged && layer->routed.slot_class == c)
+      if (layer->routed.slot_class == c)
         eviction.layers.push_back({layer->spec.layer, layer->spec.router.num_experts});
     if (eviction.layers.empty()) continue;
-    if (options.eviction_policy) {
-      if (++paged > 1)
-        return invalid_argument({.file = source.name(), .phase = Phase::plan},
-                                "a host's eviction policy serves experts of one size, but these "
-                                "layers have several; name a built-in policy");
-      classes[c].policy = options.eviction_policy;
-    } else {
-      MOE_ASSIGN_OR_RETURN(classes[c].own_policy, make_eviction_policy(options.eviction, eviction));
-      classes[c].policy = classes[c].own_policy.get();
+    EvictionPolicy* policy = options.eviction_policy;
+    if (!policy) {
+      MOE_ASSIGN_OR_RETURN(classes[c].policy, make_eviction_policy(options.eviction, eviction));
+      policy = classes[c].policy.get();
     }
+    classes[c].residency = std::make_unique<Residency>(eviction.layers, routed[c], *policy);
   }
-  const bool any = std::any_of(layers.begin(), layers.end(), [](auto& l) { return l->paged; });
-  if (!any) return {};
-  if (options.io_threads < 1 || options.io_threads > 256)
-    return invalid_argument({}, "io_threads is {}; it must be from 1 to 256", options.io_threads);
-  return loader.start(options.io_threads);
+  return std::any_of(classes.begin(), classes.end(), [](auto& c) { return c.paged(); })
+             ? start_loader()
+             : Status();
 }
 
-Status ExpertStore::Impl::load_copy(StoreLayer& layer, int32_t expert, ExpertCopy& copy) {
-  const Compute& compute = compute_of(layer, expert);
-  const ExpertSpec& spec = expert == kSharedExpert ? layer.spec.shared->expert : layer.spec.expert;
-  std::byte* slot;
-  {
-    std::lock_guard lock(mutex);
-    slot = address(layer, expert, copy);
-  }
-  uint64_t digest = 0;
-  const auto pack = [&](std::byte* to) -> Status {
-    MOE_RETURN_IF_ERROR(compute.gemm->pack(spec, source, layer.spec.layer, expert, to));
-    {
-      std::lock_guard lock(mutex);
-      transition(copy, CopyState::verifying);
-    }
-    digest = XXH3_64bits(to, compute.layout.bytes);
-    return {};
-  };
-  const Status status = guarded(
-      {}, [&] { return device ? device->fill(slot, compute.layout.bytes, pack) : pack(slot); });
-  if (status.ok()) {
-    std::lock_guard lock(mutex);
-    copy.digest = digest;
-    copy.version = 1;
-    transition(copy, CopyState::ready);
-    return {};
-  }
-  std::lock_guard lock(mutex);
-  copy.reason = status.at(
-      {.file = source.name(), .layer = layer.spec.layer, .expert = expert, .phase = Phase::load});
-  transition(copy, CopyState::failed);
-  return copy.reason;
+Status ExpertStore::Impl::start_loader() {
+  if (std::exchange(loading_started, true) || schedule) return {};
+  const Status status = loader.start(options.io_threads, services.clock());
+  loading_started = status.ok();
+  return status;
 }
 
 Status ExpertStore::Impl::load_all() {
   struct Item {
     StoreLayer* layer;
-    int32_t expert;
-    ExpertCopy* copy;
+    Need need;
+    int64_t slot = -1;
   };
   std::vector<Item> items;
-  for (auto& layer : layers) {
-    layer->experts.resize(static_cast<size_t>(layer->spec.router.num_experts));
-    for (size_t e = 0; e < layer->experts.size() && !layer->paged; ++e)
-      items.push_back({layer.get(), static_cast<int32_t>(e), &layer->experts[e]});
-    if (layer->shared.gemm) items.push_back({layer.get(), kSharedExpert, &layer->shared_copy});
-  }
+  std::shared_ptr<Version> first = add_version(source);
   int64_t total = 0, done = 0;
+  for (auto& layer : layers) {
+    SlotClass& slots = classes[layer->routed.slot_class];
+    layer->experts.resize(static_cast<size_t>(layer->spec.router.num_experts));
+    for (size_t e = 0; e < layer->experts.size() && !slots.paged(); ++e) {
+      items.push_back({layer.get(), {static_cast<int32_t>(e), first->number}});
+      slots.residency->add({layer->spec.layer, static_cast<int32_t>(e)}, first->number);
+    }
+    if (layer->shared.gemm) items.push_back({layer.get(), {kSharedExpert, first->number}});
+  }
   for (Item& item : items) {
-    SlotClass& slots = classes[compute_of(*item.layer, item.expert).slot_class];
-    MOE_ASSIGN_OR_RETURN(item.copy->slot, slots.pool.take());
-    if (item.expert != kSharedExpert) ++slots.resident;
-    transition(*item.copy, CopyState::loading);
-    total += static_cast<int64_t>(compute_of(*item.layer, item.expert).layout.bytes);
+    MOE_ASSIGN_OR_RETURN(item.slot, take_slot(*item.layer, item.need));
+    total += static_cast<int64_t>(compute_of(*item.layer, item.need.expert).layout.bytes);
   }
 
   std::mutex progress_mutex;
@@ -226,65 +212,64 @@ Status ExpertStore::Impl::load_all() {
     if (stop.load(std::memory_order_relaxed)) return;
     Item& item = items[static_cast<size_t>(i)];
     Status& status = statuses[static_cast<size_t>(i)];
-    status = load_copy(*item.layer, item.expert, *item.copy);
+    load(*item.layer, item.need, item.slot);
+    {
+      std::lock_guard lock(mutex);
+      status = record(*item.layer, item.need.expert).reason;
+    }
     if (status.ok() && options.progress) {
       std::lock_guard lock(progress_mutex);
-      done += static_cast<int64_t>(compute_of(*item.layer, item.expert).layout.bytes);
+      done += static_cast<int64_t>(compute_of(*item.layer, item.need.expert).layout.bytes);
       if (!options.progress(options.progress_argument, done, total))
         status = Status(StatusCode::cancelled, "loading was cancelled by the progress callback",
                         {.phase = Phase::load});
     }
     if (!status.ok()) stop.store(true, std::memory_order_relaxed);
   });
-  for (const Status& status : statuses) MOE_RETURN_IF_ERROR(status);
-  return {};
-}
+  for (Status& status : statuses) MOE_RETURN_IF_ERROR(std::move(status));
 
-Status ExpertStore::Impl::load_blocks() {
   for (auto& layer : layers) {
-    const std::byte* shared =
-        layer->shared.gemm ? address(*layer, kSharedExpert, layer->shared_copy) : nullptr;
-    MOE_ASSIGN_OR_RETURN(auto block, load_layer_block(source, layer->spec.layer, shared));
-    block->shared_slot = layer->shared_copy.slot;
-    if (device) {
-      MOE_ASSIGN_OR_RETURN(block->copy, device->copy(layer->spec, *block));
-    }
-    layer->block = std::move(block);
-    MOE_RETURN_IF_ERROR(publish(*layer));
+    const ExpertCopy* shared =
+        layer->shared.gemm ? find_copy(*layer, {kSharedExpert, first->number}) : nullptr;
+    MOE_ASSIGN_OR_RETURN(auto block, make_block(*layer, *first, shared));
+    layer->serving = std::make_shared<LayerVersions>(LayerVersions{
+        std::move(block), std::vector<uint32_t>(layer->experts.size(), first->number), {first}});
   }
+  reserve_tables();
+  for (auto& layer : layers) MOE_RETURN_IF_ERROR(publish(*layer));
   return {};
 }
 
-Status ExpertStore::Impl::publish(StoreLayer& layer) {
-  auto next = std::make_unique<ExpertTable>();
-  next->epoch = ++epoch;
-  next->block = layer.block;
-  next->experts.resize(layer.experts.size());
-  for (size_t e = 0; e < layer.experts.size(); ++e) {
-    const ExpertCopy& copy = layer.experts[e];
-    if (copy.state == CopyState::ready)
-      next->experts[e] = {address(layer, static_cast<int32_t>(e), copy), copy.slot, copy.version};
+// The router's tensors of one version, with the shared expert that `shared` holds.
+Result<std::shared_ptr<const LayerBlock>> ExpertStore::Impl::make_block(StoreLayer& layer,
+                                                                        const Version& version,
+                                                                        const ExpertCopy* shared) {
+  const int64_t slot = shared ? slot_of(layer.shared, *shared) : -1;
+  const std::byte* at = shared ? classes[layer.shared.slot_class].pool->address(slot) : nullptr;
+  const CheckedSource checked(version.source, version.check_finite);
+  MOE_ASSIGN_OR_RETURN(auto block, load_layer_block(checked, layer.spec.layer, at));
+  block->shared_slot = slot;
+  block->version = version.number;
+  if (device) {
+    MOE_ASSIGN_OR_RETURN(block->copy, device->copy(layer.spec, *block));
   }
-  retired.reserve(retired.size() + 1);
-  if (device) MOE_RETURN_IF_ERROR(device->publish(layer.index, *next));
-  if (auto* old = layer.table.exchange(next.release(), std::memory_order_seq_cst))
-    retired.emplace_back(old);
-  return {};
+  return std::shared_ptr<const LayerBlock>(std::move(block));
 }
 
-Status ExpertStore::Impl::wait_for_grace(int64_t end_ns) {
-  std::vector<std::unique_ptr<const ExpertTable>> unused;
-  {
-    std::lock_guard lock(mutex);
-    unused.swap(retired);
-  }
-  Status status = readers.wait_for_grace(services.clock(), end_ns);
-  if (status.ok() && device) status = device->wait_for_grace(services.clock(), end_ns);
-  if (!status.ok()) {  // somebody may still read them
-    std::lock_guard lock(mutex);
-    for (auto& table : unused) retired.push_back(std::move(table));
-  }
-  return status;
+std::shared_ptr<Version> ExpertStore::Impl::add_version(const WeightSource& from) {
+  auto version = std::make_shared<Version>(newest_version + 1, from);
+  for (const auto& layer : layers)
+    version->digests.emplace_back(static_cast<size_t>(layer->spec.router.num_experts) + 1);
+  std::lock_guard lock(mutex);
+  versions.push_back(version);
+  ++newest_version;
+  return version;
+}
+
+std::shared_ptr<Version> ExpertStore::Impl::find_version(uint32_t number) const {
+  for (const auto& version : versions)
+    if (version->number == number) return version;
+  return nullptr;
 }
 
 Result<std::unique_ptr<ExpertStore::Impl>> ExpertStore::Impl::open(
@@ -307,7 +292,6 @@ Result<std::unique_ptr<ExpertStore::Impl>> ExpertStore::Impl::open(
     MOE_RETURN_IF_ERROR(impl->size_pools());
     MOE_RETURN_IF_ERROR(impl->make_policies());
     MOE_RETURN_IF_ERROR(impl->load_all());
-    MOE_RETURN_IF_ERROR(impl->load_blocks());
     return impl;
   });
 }
@@ -327,40 +311,10 @@ ExpertStore::~ExpertStore() = default;
 const std::vector<LayerSpec>& ExpertStore::layers() const noexcept { return impl_->specs; }
 Device ExpertStore::device() const noexcept { return impl_->options.device; }
 
-Result<ExpertHealth> ExpertStore::health(int32_t layer, int32_t expert) const {
-  StoreLayer* found = impl_->find(layer);
-  if (!found)
-    return invalid_argument({.layer = layer}, "layer {} is not an MoE layer of this store", layer);
-  if (expert < 0 || expert >= found->spec.router.num_experts)
-    return invalid_argument({.layer = layer, .expert = expert},
-                            "expert {} of layer {}: the layer has experts 0 to {}", expert, layer,
-                            found->spec.router.num_experts - 1);
-  std::lock_guard lock(impl_->mutex);
-  const ExpertCopy& copy = found->experts[static_cast<size_t>(expert)];
-  return ExpertHealth{copy.state, copy.version, copy.digest, copy.reason};
-}
-
 void ExpertStore::sequence_ended() {
   std::lock_guard lock(impl_->mutex);
   for (const SlotClass& slots : impl_->classes)
-    if (slots.policy) slots.policy->sequence_ended();
-}
-
-ExpertStoreStats ExpertStore::stats() const {
-  std::lock_guard lock(impl_->mutex);
-  ExpertStoreStats stats;
-  for (const SlotClass& slots : impl_->classes) {
-    stats.pool_bytes += slots.pool.committed_bytes();
-    stats.slots += slots.pool.capacity();
-    stats.used_bytes += slots.pool.slot_bytes() * static_cast<size_t>(slots.pool.used());
-    stats.slot_bytes = std::max(stats.slot_bytes, slots.pool.slot_bytes());
-    stats.capacity += slots.capacity;
-  }
-  for (const auto& layer : impl_->layers)
-    for (const ExpertCopy& copy : layer->experts) stats.ready += copy.state == CopyState::ready;
-  stats.epoch = impl_->epoch;
-  stats.paging = impl_->paging;
-  return stats;
+    if (slots.residency) slots.residency->policy().sequence_ended();
 }
 
 }  // namespace moe

@@ -2,6 +2,7 @@
 // and shared expert of the same version. Small, immutable once published.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -11,6 +12,30 @@
 
 namespace moe {
 
+// Weights from one source. As long as somebody holds it, its source is read.
+struct Version {
+  Version(uint32_t n, const WeightSource& s) : number(n), source(s) {}
+
+  // XXH3 of the packed bytes; 0 before they were read for the first time. Later reads must give the
+  // same. With the store's mutex.
+  uint64_t& digest(size_t layer, int32_t expert) {
+    return digests[layer][static_cast<size_t>(expert + 1)];
+  }
+
+  uint32_t number;
+  const WeightSource& source;
+  std::atomic<bool> check_finite{false};
+  std::vector<std::vector<uint64_t>> digests;  // (layers, 1 + experts): the shared one first
+};
+
+// The versions that serve a layer's rows together. Immutable; a forward holds it from its entry to
+// its end.
+struct LayerVersions {
+  std::shared_ptr<const LayerBlock> block;
+  std::vector<uint32_t> experts;                  // by logical expert
+  std::vector<std::shared_ptr<Version>> sources;  // of all of them; keeps them readable
+};
+
 // A ready copy of one expert.
 struct TableCopy {
   const std::byte* slot = nullptr;  // null: no ready copy
@@ -18,11 +43,21 @@ struct TableCopy {
   uint32_t version = 0;
 };
 
-struct ExpertTable {
-  uint64_t epoch = 0;
-  std::shared_ptr<const LayerBlock> block;  // shared by the tables of one version
+// What serves some of the rows.
+struct Serving {
+  std::shared_ptr<const LayerVersions> versions;
+  std::shared_ptr<const LayerBlock> block;  // versions->block
   std::vector<TableCopy> experts;           // by logical expert
-  std::unique_ptr<DeviceCopy> copy;         // null on the CPU
+};
+
+// The table itself serves the rows that no candidate takes.
+struct ExpertTable : Serving {
+  size_t layer = 0;  // among the store's
+  uint64_t epoch = 0;
+  bool resident = false;             // every expert has a ready copy, and none will be evicted
+  double share = 0;                  // of requests that the candidate serves; 0: there is none
+  Serving candidate;                 // a version that is being tried
+  std::unique_ptr<DeviceCopy> copy;  // null on the CPU
 };
 
 }  // namespace moe

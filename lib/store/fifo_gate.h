@@ -3,30 +3,54 @@
 
 #include <condition_variable>
 #include <cstdint>
-#include <deque>
 #include <mutex>
+#include <set>
 
 #include "core/wait.h"
+#include "store/schedule.h"
 
 namespace moe {
 
 class FifoGate {
  public:
-  // False if `clock` passes `end_ns` before it is this caller's turn.
-  bool enter(const Clock& clock, int64_t end_ns) {
+  // Inside the gate while it lives, if entered().
+  class Turn {
+   public:
+    // Not entered if `clock` passes `end_ns` before it is this caller's turn.
+    Turn(FifoGate& gate, const Clock& clock, int64_t end_ns, Schedule* schedule)
+        : gate_(gate), entered_(gate.enter(clock, end_ns, schedule)) {}
+    ~Turn() {
+      if (entered_) gate_.leave();
+    }
+    Turn(const Turn&) = delete;
+    Turn& operator=(const Turn&) = delete;
+    bool entered() const { return entered_; }
+
+   private:
+    FifoGate& gate_;
+    bool entered_;
+  };
+
+  bool enter(const Clock& clock, int64_t end_ns, Schedule* schedule = nullptr) {
+    if (schedule) schedule->point("gate");
     std::unique_lock lock(mutex_);
     const uint64_t ticket = next_++;
-    queue_.push_back(ticket);
-    if (wait_until(turn_, lock, clock, end_ns, [&] { return queue_.front() == ticket; }))
-      return true;
-    std::erase(queue_, ticket);
+    queue_.insert(ticket);
+    const auto mine = [&] { return *queue_.begin() == ticket; };
+    if (schedule) {
+      lock.unlock();
+      schedule->wait("gate", [&] { return mine() || clock.now_ns() >= end_ns; });
+      lock.lock();
+    }
+    if (wait_until(turn_, lock, clock, end_ns, mine)) return true;
+    queue_.erase(ticket);
     turn_.notify_all();
     return false;
   }
   void leave() {
     {
       std::lock_guard lock(mutex_);
-      queue_.pop_front();
+      queue_.erase(queue_.begin());
     }
     turn_.notify_all();
   }
@@ -34,7 +58,7 @@ class FifoGate {
  private:
   std::mutex mutex_;
   std::condition_variable turn_;
-  std::deque<uint64_t> queue_;  // the front is inside
+  std::set<uint64_t> queue_;  // the first is inside
   uint64_t next_ = 0;
 };
 

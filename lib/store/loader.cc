@@ -7,9 +7,14 @@
 
 namespace moe {
 
-Status Loader::start(int threads) {
+Status Loader::start(int threads, const Clock& clock) {
   try {
-    for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { serve(); });
+    clock_ = &clock;
+    {
+      std::lock_guard lock(mutex_);
+      beats_.assign(static_cast<size_t>(threads), {.at_ns = clock.now_ns()});
+    }
+    for (size_t i = 0; i < beats_.size(); ++i) threads_.emplace_back([this, i] { serve(i); });
     return {};
   } catch (const std::system_error& e) {
     return error(StatusCode::resource_exhausted, {}, "cannot start {} loader threads: {}", threads,
@@ -34,17 +39,34 @@ void Loader::submit(std::function<void()> job) {
   work_.notify_one();
 }
 
-void Loader::serve() {
+void Loader::serve(size_t thread) {
   std::unique_lock lock(mutex_);
+  const auto beat = [&](bool busy) {
+    Beat& mine = beats_[thread];
+    mine.jobs += mine.busy;
+    mine.busy = busy;
+    mine.at_ns = clock_->now_ns();
+  };
   while (true) {
     work_.wait(lock, [&] { return stopping_ || !jobs_.empty(); });
     if (stopping_) return;
     std::function<void()> job = std::move(jobs_.front());
     jobs_.pop_front();
+    beat(true);
     lock.unlock();
     job();
     lock.lock();
+    beat(false);
   }
+}
+
+std::vector<Heartbeat> Loader::heartbeats(const Clock& clock) const {
+  std::vector<Heartbeat> all;
+  const int64_t now = clock.now_ns();
+  std::lock_guard lock(mutex_);
+  for (const Beat& beat : beats_)
+    all.push_back({"loader " + std::to_string(all.size()), beat.busy, now - beat.at_ns, beat.jobs});
+  return all;
 }
 
 }  // namespace moe

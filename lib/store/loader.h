@@ -10,6 +10,8 @@
 #include <thread>
 #include <vector>
 
+#include "moe/expert_store.h"
+#include "moe/host.h"
 #include "moe/status.h"
 
 namespace moe {
@@ -20,15 +22,25 @@ class Loader {
   ~Loader();
 
   // Starts the threads; resource_exhausted if the system has none.
-  Status start(int threads);
+  Status start(int threads, const Clock& clock);
 
   // Runs `job` on some thread, first come, first served. Jobs do not throw.
   void submit(std::function<void()> job);
 
- private:
-  void serve();
+  // A thread gives a sign of life when it takes a job and when it has done one.
+  std::vector<Heartbeat> heartbeats(const Clock& clock) const;
 
-  std::mutex mutex_;
+ private:
+  struct Beat {
+    bool busy = false;
+    int64_t at_ns = 0;
+    int64_t jobs = 0;
+  };
+  void serve(size_t thread);
+
+  mutable std::mutex mutex_;
+  const Clock* clock_ = nullptr;
+  std::vector<Beat> beats_;  // by thread
   std::condition_variable work_;
   std::deque<std::function<void()>> jobs_;
   bool stopping_ = false;

@@ -17,27 +17,31 @@ Result<std::unique_ptr<EvictionPolicy>> make_by_name(const RoutingTrace& trace,
 }
 
 Status replay(const RoutingTrace& trace, EvictionPolicy& policy, PagingResult& result,
-              std::vector<PagingEvent>& events, bool keep) {
+              std::vector<PagingEvent>* events) {
   Residency pool(trace.layers, result.slots, policy);
   TraceForwards forwards(trace);
-  std::vector<int32_t> pending, wave;
+  std::vector<Need> pending;
+  std::vector<Residency::Decision> wave;
   while (forwards.next()) {
     if (forwards.new_sequence()) policy.sequence_ended();
     policy.accessed(forwards.access());
     ++result.forwards;
     const auto needed = forwards.experts().distinct();
-    pending.assign(needed.begin(), needed.end());
-    if (!keep) events.clear();
-    const size_t first = events.size();
+    pending.clear();
+    for (const int32_t expert : needed) pending.push_back({expert});
+    const int32_t layer = forwards.row().layer;
     while (!pending.empty()) {
       ++result.waves;
-      MOE_RETURN_IF_ERROR(pool.take_wave(forwards.row().layer, nullptr, pending, wave, &events));
+      MOE_RETURN_IF_ERROR(pool.take_wave(layer, nullptr, pending, wave));
       if (wave.empty())
-        return error(StatusCode::failed_precondition, {.layer = forwards.row().layer},
+        return error(StatusCode::failed_precondition, {.layer = layer},
                      "eviction policy '{}' lets nobody go, though no expert is in use",
                      policy.name());
+      for (const Residency::Decision& taken : wave) {
+        ++(taken.hit ? result.hits : result.misses);
+        if (events) events->push_back({{layer, taken.need.expert}, taken.hit, taken.evicted});
+      }
     }
-    for (size_t i = first; i < events.size(); ++i) ++(events[i].hit ? result.hits : result.misses);
   }
   return {};
 }
@@ -50,8 +54,7 @@ Result<PagingResult> simulate(const RoutingTrace& trace, EvictionPolicy& policy,
     if (slots < 1) return invalid_argument({}, "slots is {}; wanted 1 or more", slots);
     MOE_RETURN_IF_ERROR(validate(trace));
     PagingResult result{.policy = policy.name(), .slots = slots};
-    std::vector<PagingEvent> own;
-    MOE_RETURN_IF_ERROR(replay(trace, policy, result, events ? *events : own, events != nullptr));
+    MOE_RETURN_IF_ERROR(replay(trace, policy, result, events));
     return result;
   });
 }

@@ -29,9 +29,10 @@ Result<SlotPool> SlotPool::create(size_t slot_bytes, size_t alignment, int64_t c
   SlotPool pool;
   pool.alignment_ = slot_alignment(alignment, memory);
   pool.slot_bytes_ = stride(slot_bytes, alignment, memory);
-  pool.capacity_ = capacity;
+  pool.capacity_ = pool.limit_ = capacity;
   pool.memory_ = memory;
   pool.chunk_slots_ = std::max<int64_t>(1, static_cast<int64_t>(kChunkBytes / pool.slot_bytes_));
+  if (memory.allocator) pool.chunk_slots_ = 1;  // so that each can be given back
   if (memory.contiguous) pool.chunk_slots_ = std::max<int64_t>(1, capacity);
   size_t bytes = 0;
   if (capacity < 0 ||
@@ -39,7 +40,7 @@ Result<SlotPool> SlotPool::create(size_t slot_bytes, size_t alignment, int64_t c
     return error(StatusCode::resource_exhausted, {},
                  "{} slots of {} bytes do not fit into the address space", capacity,
                  pool.slot_bytes_);
-  if (memory.contiguous && bytes > 0) MOE_RETURN_IF_ERROR(pool.commit_chunk());
+  if (memory.contiguous && bytes > 0) MOE_RETURN_IF_ERROR(pool.commit(0, capacity));
   if (memory.allocator || bytes == 0) return pool;
   void* base = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (base == MAP_FAILED)
@@ -54,39 +55,37 @@ SlotPool::SlotPool(SlotPool&& other) noexcept
     : slot_bytes_(other.slot_bytes_),
       alignment_(other.alignment_),
       capacity_(other.capacity_),
+      limit_(other.limit_),
       committed_(std::exchange(other.committed_, 0)),
       used_(std::exchange(other.used_, 0)),
       chunk_slots_(other.chunk_slots_),
       memory_(other.memory_),
       base_(std::exchange(other.base_, nullptr)),
       chunks_(std::move(other.chunks_)),
-      taken_(std::move(other.taken_)) {}
+      taken_(std::move(other.taken_)),
+      backed_(std::move(other.backed_)) {}
 
 SlotPool::~SlotPool() {
   if (base_) munmap(base_, slot_bytes_ * static_cast<size_t>(capacity_));
-  for (size_t i = 0; i < chunks_.size(); ++i) {
-    const int64_t slots =
-        std::min(chunk_slots_, committed_ - static_cast<int64_t>(i) * chunk_slots_);
-    memory_.allocator->deallocate(chunks_[i], slot_bytes_ * static_cast<size_t>(slots), alignment_);
-  }
+  for (std::byte* chunk : chunks_)
+    if (chunk)
+      memory_.allocator->deallocate(chunk, slot_bytes_ * static_cast<size_t>(chunk_slots_),
+                                    alignment_);
 }
 
-Status SlotPool::commit_chunk() {
-  const int64_t slots = std::min(chunk_slots_, capacity_ - committed_);
-  const size_t bytes = slot_bytes_ * static_cast<size_t>(slots);
-  if (slots == 0)
-    return error(StatusCode::resource_exhausted, {},
-                 "all {} slots of {} bytes are taken; evict an expert or raise expert_memory",
-                 capacity_, slot_bytes_);
-  taken_.resize(static_cast<size_t>(committed_ + slots), false);
+// Gives memory to `slots` slots from `first` on.
+Status SlotPool::commit(int64_t first, int64_t slots) {
+  const size_t bytes = slot_bytes_ * static_cast<size_t>(slots),
+               end = static_cast<size_t>(first + slots);
+  if (taken_.size() < end) taken_.resize(end, false), backed_.resize(end, false);
   bool done;
   if (memory_.allocator) {
-    chunks_.reserve(chunks_.size() + 1);
-    void* chunk = memory_.allocator->allocate(bytes, alignment_);
-    done = chunk != nullptr;
-    if (done) chunks_.push_back(static_cast<std::byte*>(chunk));
+    const auto chunk = static_cast<size_t>(first / chunk_slots_);
+    if (chunks_.size() <= chunk) chunks_.resize(chunk + 1);
+    chunks_[chunk] = static_cast<std::byte*>(memory_.allocator->allocate(bytes, alignment_));
+    done = chunks_[chunk] != nullptr;
   } else {
-    done = mprotect(address(committed_), bytes, PROT_READ | PROT_WRITE) == 0;
+    done = mprotect(address(first), bytes, PROT_READ | PROT_WRITE) == 0;
   }
   if (!done)
     return error(
@@ -94,16 +93,59 @@ Status SlotPool::commit_chunk() {
         "no memory for {} more expert slots of {} bytes: asked {}, committed so far {}{}", slots,
         slot_bytes_, bytes, committed_bytes(),
         memory_.device ? fmt::format(", free on the device {}", memory_.device->free_bytes()) : "");
+  for (int64_t slot = first; slot < first + slots; ++slot)
+    backed_[static_cast<size_t>(slot)] = true;
   committed_ += slots;
   return {};
 }
 
 Result<int64_t> SlotPool::take() {
-  if (used_ == committed_) MOE_RETURN_IF_ERROR(commit_chunk());
-  const auto free = std::find(taken_.begin(), taken_.begin() + committed_, false);
-  *free = true;
+  if (used_ >= limit_)
+    return error(StatusCode::resource_exhausted, {},
+                 "all {} slots of {} bytes are taken; evict an expert or raise expert_memory",
+                 limit_, slot_bytes_);
+  int64_t slot = 0;
+  const auto size = static_cast<int64_t>(taken_.size());
+  const auto state = [&](const std::vector<bool>& bits) { return bits[static_cast<size_t>(slot)]; };
+  if (used_ < committed_) {  // one that has memory
+    while (state(taken_) || !state(backed_)) ++slot;
+  } else {
+    while (slot < size && state(backed_)) ++slot;
+    const int64_t end = slot < size ? slot + 1 : std::min(slot + chunk_slots_, limit_);
+    MOE_RETURN_IF_ERROR(
+        commit(slot, memory_.contiguous ? chunk_slots_ : std::max(end, slot + 1) - slot));
+  }
+  taken_[static_cast<size_t>(slot)] = true;
   ++used_;
-  return free - taken_.begin();
+  return slot;
+}
+
+void SlotPool::trim(int64_t slots) {
+  if (memory_.contiguous) return;
+  for (auto slot = static_cast<int64_t>(taken_.size()) - 1; slot >= 0 && committed_ > slots;
+       --slot) {
+    const auto i = static_cast<size_t>(slot);
+    if (taken_[i] || !backed_[i]) continue;
+    if (memory_.allocator) {
+      memory_.allocator->deallocate(std::exchange(chunks_[i], nullptr), slot_bytes_, alignment_);
+    } else {
+      madvise(address(slot), slot_bytes_, MADV_DONTNEED);
+      mprotect(address(slot), slot_bytes_, PROT_NONE);
+    }
+    backed_[i] = false;
+    --committed_;
+  }
+}
+
+int64_t SlotPool::largest_free_run() const {
+  int64_t best = 0, run = 0;
+  for (int64_t slot = 0; slot < limit_; ++slot) {
+    const bool taken =
+        slot < static_cast<int64_t>(taken_.size()) && taken_[static_cast<size_t>(slot)];
+    run = taken ? 0 : run + 1;
+    best = std::max(best, run);
+  }
+  return best;
 }
 
 void SlotPool::give_back(int64_t slot) {

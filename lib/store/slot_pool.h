@@ -43,21 +43,34 @@ class SlotPool {
   size_t committed_bytes() const { return static_cast<size_t>(committed_) * slot_bytes_; }
   int64_t capacity() const { return capacity_; }
   int64_t used() const { return used_; }
+  int64_t free() const {
+    return limit_ - used_;
+  }  // slots that take() would give, memory permitting
+
+  // Slots that may be taken, at most capacity(); that many unless told otherwise. May be below
+  // used(): then none is given until enough have come back.
+  void set_limit(int64_t slots) { limit_ = slots < capacity_ ? slots : capacity_; }
+  int64_t limit() const { return limit_; }
+  // Gives memory of free slots back until at most `slots` are committed, or none is left to give.
+  void trim(int64_t slots);
+  int64_t largest_free_run() const;  // adjacent free slots
 
  private:
   SlotPool() = default;
-  Status commit_chunk();
+  Status commit(int64_t first, int64_t slots);
 
   size_t slot_bytes_ = 0;  // stride()
   size_t alignment_ = 0;
   int64_t capacity_ = 0;
+  int64_t limit_ = 0;
   int64_t committed_ = 0;  // slots
   int64_t used_ = 0;
   int64_t chunk_slots_ = 0;
   SlotMemory memory_;
   std::byte* base_ = nullptr;       // of the reserved range; null with a host allocator
-  std::vector<std::byte*> chunks_;  // with a host allocator
-  std::vector<bool> taken_;         // per committed slot
+  std::vector<std::byte*> chunks_;  // with a host allocator; null: given back
+  std::vector<bool> taken_;         // per slot that was ever committed
+  std::vector<bool> backed_;        // ditto: has memory
 };
 
 }  // namespace moe

@@ -6,6 +6,7 @@
 #include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -15,35 +16,36 @@
 #include "moe/expert_store.h"
 #include "store/device.h"
 #include "store/epoch.h"
+#include "store/expert_copy.h"
 #include "store/expert_table.h"
 #include "store/fifo_gate.h"
 #include "store/loader.h"
+#include "store/residency.h"
 #include "store/slot_pool.h"
+#include "store/thrash.h"
 
 namespace moe {
 
-// One copy of one expert. Guarded by Impl::mutex, but for the slot's bytes while it is loading.
-struct ExpertCopy {
-  int64_t slot = -1;  // -1: holds none
-  CopyState state = CopyState::empty;
-  uint32_t version = 0;
-  uint64_t digest = 0;
-  Status reason;
-  int32_t leases = 0;      // waves that use it now
-  uint64_t needed_by = 0;  // serial of the last plan that must not evict it
-};
-
-// The only way a copy changes state; anything else is a bug of the store (assert).
-void transition(ExpertCopy& copy, CopyState to);
+constexpr int64_t kSpareSlots = 2;  // of each size; committed when first needed
 
 // Slots of one size.
 struct SlotClass {
-  SlotPool pool;
-  int64_t capacity = 0;  // most routed experts that are resident at once; shared experts and
-                         // spare slots come on top
-  int64_t resident = 0;  // routed experts that hold or are about to hold a slot
-  EvictionPolicy* policy = nullptr;  // null: every expert stays
-  std::unique_ptr<EvictionPolicy> own_policy;
+  int64_t wanted = 0;  // routed experts of all layers
+  int64_t shared = 0;  // shared ones
+  size_t stride = 0;   // bytes of a slot
+  std::optional<SlotPool> pool;
+  std::unique_ptr<EvictionPolicy> policy;  // null: the host's
+  std::unique_ptr<Residency> residency;    // of the routed copies; null if there are none
+  std::vector<ExpertCopy> copies;          // by slot
+  Thrash thrash;
+
+  bool paged() const { return residency && residency->slots() < wanted; }
+};
+
+// A copy, by where it lies.
+struct CopyRef {
+  size_t slot_class = 0;
+  int64_t slot = -1;
 };
 
 // A backend, and the slots that it reads.
@@ -57,25 +59,50 @@ struct StoreLayer {
   LayerSpec spec;
   size_t index = 0;  // among the store's layers
   Compute routed;
-  Compute shared;      // gemm is null if the layer has no shared expert
-  bool paged = false;  // has fewer slots than experts
+  Compute shared;  // gemm is null if the layer has no shared expert
 
   std::atomic<const ExpertTable*> table{nullptr};  // the newest
 
   // Guarded by Impl::mutex.
-  std::shared_ptr<const LayerBlock> block;
-  std::vector<ExpertCopy> experts;  // by logical expert
-  ExpertCopy shared_copy;
-  int64_t resident = 0;
+  std::vector<StoreExpert> experts;  // by logical expert
+  StoreExpert shared_expert;
+  std::shared_ptr<const LayerVersions> serving;    // what the next table names
+  std::shared_ptr<const LayerVersions> candidate;  // ditto, for a share of the rows; or null
+  std::shared_ptr<const LayerVersions> previous;   // what rollback() returns to; or null
+  std::vector<std::unique_ptr<ExpertTable>> spare_tables;
 };
 
 // What one wave of a forward holds: experts that stay in their slots until it is released.
 struct Wave {
   struct Member {
-    int32_t expert = -1;
+    Need need;
     const std::byte* slot = nullptr;
+    int64_t slot_index = -1;
   };
-  std::vector<Member> members;  // ascending in expert
+  std::vector<Member> members;  // in the order of `needed`
+};
+
+// What a reload replaces in one layer.
+struct LayerTarget {
+  StoreLayer* layer = nullptr;
+  std::vector<int32_t> experts;  // ascending
+  bool block = false;            // the router and the shared expert
+};
+
+// What comes and what goes, of whoever is inside the gate. See mover.cc.
+struct Move {
+  struct Filling {
+    StoreLayer* layer = nullptr;
+    Need need;
+    int64_t slot = -1;
+    Status status;
+  };
+  std::vector<CopyRef> leaving;  // draining
+  std::vector<Filling> filling;
+
+  void clear() { leaving.clear(), filling.clear(); }
+  // So that nothing allocates once things are decided.
+  void reserve(size_t count) { leaving.reserve(count), filling.reserve(count); }
 };
 
 struct ExpertStore::Impl {
@@ -99,13 +126,19 @@ struct ExpertStore::Impl {
   }
   // Tells the policy what a forward of a paged layer needs; once, before anything is acquired.
   // `experts` are distinct, in the order of use; `probabilities` as ExpertAccess says.
-  void accessed(const StoreLayer& layer, std::span<const int32_t> experts,
+  void accessed(StoreLayer& layer, std::span<const int32_t> experts,
                 std::span<const float> probabilities = {});
-  // Makes at least one of `needed` (in the order of use) resident and leases as many as the slots
-  // allow, evicting none of `needed`. Call outside any pin: it may wait for readers, reads and
-  // leases, but holds no lease while it does. On an error nothing is held.
-  Status acquire(StoreLayer& layer, std::span<const int32_t> needed, int64_t end_ns, Wave* wave);
+  // Makes at least one of `needed` (all different, in the order of use) resident and leases as many
+  // as the slots allow, evicting none of `needed`. Call outside any pin: it may wait for readers,
+  // reads and leases, but holds no lease while it does. On an error nothing is held. The caller
+  // keeps the LayerVersions alive that name `needed`.
+  Status acquire(StoreLayer& layer, std::span<const Need> needed, int64_t end_ns, Wave* wave);
   void release(StoreLayer& layer, Wave* wave);
+  Result<bool> plan_wave(StoreLayer& layer, std::span<const Need> needed);
+  Status make_wave(StoreLayer& layer, std::span<const Need> needed, int64_t end_ns);
+  void keep(const Move& m);
+  void settle(const Move& m);
+  void tell_thrash(const StoreLayer& layer);
 
   // Which backend computes what, and why the others were passed over.
   std::string describe() const;
@@ -116,15 +149,101 @@ struct ExpertStore::Impl {
   Status size_pools();
   Status make_policies();
   Status load_all();
-  Status load_blocks();
-  Status load_copy(StoreLayer& layer, int32_t expert, ExpertCopy& copy);
+  // Routed slots of each class with `expert_memory` bytes, spare ones excluded; or
+  // resource_exhausted with the least that works.
+  Result<std::vector<int64_t>> routed_slots(size_t expert_memory) const;
+  Status start_loader();
 
+  // ---- the one mover (mover.cc); between enter and leave of `gate`, without the mutex
+
+  // Publishes tables without the copies that leave, waits for the grace period, frees their slots.
+  // On an error they stay.
+  Status drain(Move& move, int64_t end_ns);
+  // Gives every filling a slot, reads and verifies it in the background, `at_once` at a time, and
+  // waits. Afterwards its copy is ready or gone (status); no table names it yet.
+  Status fill(Move& move, int64_t end_ns, int at_once);
+  // Reads, packs and verifies an expert into `slot`; its digest. Changes nothing else.
+  Result<uint64_t> pack(const StoreLayer& layer, int32_t expert, const Version& version,
+                        std::byte* slot);
+  void load(StoreLayer& layer, Need need, int64_t slot) noexcept;
+  Result<int64_t> take_slot(StoreLayer& layer, Need need);  // with the mutex; state loading
+  void free_slot(CopyRef ref);                              // with the mutex; state empty
+
+  // What follows needs the mutex, and the gate from open() on.
+  // So that publish() allocates nothing on the host.
+  void reserve_tables();
   // A table of the copies that are ready now becomes the newest; the old one is retired.
   // On an error the old one stays.
   Status publish(StoreLayer& layer);
-  // Waits until no reader uses a table that was retired before this call, and frees those.
+  void write(StoreLayer& layer, const std::shared_ptr<const LayerVersions>& versions,
+             Serving& serving);
+  void recycle(std::unique_ptr<ExpertTable> table);
+  // Waits until no reader uses a table that was retired before this call, and recycles those.
   // Call without the mutex.
   Status wait_for_grace(int64_t end_ns);
+
+  // The mutex. Every critical section begins here, so that tests can choose who comes next.
+  std::unique_lock<std::mutex> locked() const {
+    if (schedule) schedule->point("lock");
+    return std::unique_lock(mutex);
+  }
+  // Until ready(), which is pure and needs the mutex, holds; deadline_exceeded if end_ns passes.
+  // Whoever makes it hold notifies `changed`.
+  template <class Ready>
+  Status wait(Ready ready, int64_t end_ns) {
+    if (schedule)
+      schedule->wait("changed", [&] { return ready() || services.clock().now_ns() >= end_ns; });
+    std::unique_lock lock(mutex);
+    if (wait_until(changed, lock, services.clock(), end_ns, ready)) return {};
+    return Status(StatusCode::deadline_exceeded, "the deadline passed while experts were moved");
+  }
+
+  // ---- versions (reload.cc)
+  using AllVersions = std::vector<std::shared_ptr<const LayerVersions>>;  // by store layer
+  Result<uint32_t> reload(const WeightSource& from, const ReloadOptions& wanted);
+  Status rollback(int64_t deadline_ns);
+  Status set_share(double share);
+  Status forget_previous(int64_t deadline_ns);
+  Status load_target(const LayerTarget& target, const Version& version, int at_once,
+                     int64_t end_ns);
+  Status load_needs(StoreLayer& layer, std::span<const Need> needs, int at_once, int64_t end_ns);
+  Status load_beside(std::span<const Need> needs, StoreLayer& layer, int64_t end_ns, int at_once);
+  Status make_room(const Compute& compute, int64_t count, int64_t end_ns);
+  Result<std::shared_ptr<const LayerVersions>> next_versions(
+      StoreLayer& layer, std::span<const int32_t> experts, bool block,
+      const std::shared_ptr<Version>& version);
+  Status switch_to(AllVersions next, double next_share, const AllVersions& before, int64_t end_ns);
+  Status return_to(const AllVersions& versions_then, int64_t end_ns);
+  AllVersions serving_now() const;
+  AllVersions previous_now() const;
+  void set_previous(AllVersions previous);
+  bool has(std::shared_ptr<const LayerVersions> StoreLayer::*what) const;
+  // Publishes all layers.
+  Status publish_all();
+  // Frees the copies that neither a table nor rollback() names, and that nobody leases; with
+  // `kept`, those for rollback() too.
+  Status sweep(bool kept, int64_t end_ns);
+  // Waits until no forward holds versions that are not served any more.
+  Status wait_for_old_forwards(int64_t end_ns);
+  Status leave_old(int64_t end_ns);
+  Status trim(int64_t end_ns);
+  Result<std::shared_ptr<const LayerBlock>> make_block(StoreLayer& layer, const Version& version,
+                                                       const ExpertCopy* shared);
+  std::shared_ptr<Version> add_version(const WeightSource& from);
+  std::shared_ptr<Version> find_version(uint32_t number) const;  // with the mutex
+
+  Status set_expert_memory(size_t bytes, int64_t deadline_ns);
+  Status shrink(SlotClass& slots, int64_t end_ns);
+  Result<ScrubReport> scrub(int64_t max_bytes, int64_t deadline_ns);
+  bool intact(CopyRef ref, uint64_t digest, const std::byte* at, size_t bytes);
+  Status repair(CopyRef ref, int64_t end_ns);
+  Status renew_block(StoreLayer& layer, uint32_t number, const ExpertCopy* fresh);
+
+  // Tells the host; never call it with the mutex.
+  void tell(StoreEventKind kind, int32_t layer, int32_t expert, const Status& status) const {
+    if (options.events)
+      options.events->event({kind, layer, expert, services.clock().now_ns(), status});
+  }
 
   SlotMemory slot_memory() const {
     if (device) return {&device->memory(), true, device.get()};
@@ -133,11 +252,20 @@ struct ExpertStore::Impl {
   const Compute& compute_of(const StoreLayer& layer, int32_t expert) const {
     return expert == kSharedExpert ? layer.shared : layer.routed;
   }
-  std::byte* address(const StoreLayer& layer, int32_t expert, const ExpertCopy& copy) const {
-    return classes[compute_of(layer, expert).slot_class].pool.address(copy.slot);
+  StoreExpert& record(StoreLayer& layer, int32_t expert) const {
+    return expert == kSharedExpert ? layer.shared_expert
+                                   : layer.experts[static_cast<size_t>(expert)];
+  }
+  ExpertCopy& copy_at(CopyRef ref) {
+    return classes[ref.slot_class].copies[static_cast<size_t>(ref.slot)];
+  }
+  // The copy of that version, or null. Prefers one that is ready.
+  ExpertCopy* find_copy(const StoreLayer& layer, Need need) const;
+  int64_t slot_of(const Compute& compute, const ExpertCopy& copy) const {
+    return &copy - classes[compute.slot_class].copies.data();
   }
 
-  const WeightSource& source;
+  const WeightSource& source;  // of version 1
   ExpertStoreOptions options;
   Services services;
   std::unique_ptr<StoreDevice> device;                // null: the CPU; outlives its copies below
@@ -145,17 +273,31 @@ struct ExpertStore::Impl {
   std::vector<std::unique_ptr<StoreLayer>> layers;    // parallel to specs
   std::vector<std::unique_ptr<ExpertGemm>> backends;  // made here; Compute points to them
   EpochReaders readers;
-  FifoGate gate;  // one wave is planned and loaded at a time
+  FifoGate gate;   // one move at a time is planned and made
+  FifoGate admin;  // one of reload, rollback, budget change, scrub at a time; outside the gate
 
   mutable std::mutex mutex;         // guards what follows and the copies; never held while waiting
   std::condition_variable changed;  // a lease ended or a load finished
   std::vector<SlotClass> classes;
-  std::vector<std::unique_ptr<const ExpertTable>> retired;
+  std::vector<std::unique_ptr<ExpertTable>> retired;
+  std::vector<std::shared_ptr<Version>> versions;  // ascending; of the sources that are in use
+  std::vector<std::weak_ptr<const LayerVersions>> old_versions;  // that forwards may still hold
+  uint32_t newest_version = 0;
+  double share = 0;  // of the candidates
   uint64_t epoch = 0;
-  uint64_t plans = 0;
   PagingStats paging;
+  Thrash::News thrash_news = Thrash::News::none;
+  ScrubStats scrubbed;
+  CopyRef scrub_at;  // where the next scrub begins
+  bool loading_started = false;
+  int loads_in_flight = 0;
+  uint64_t changes = 0;          // counts what `changed` tells
+  Schedule* schedule = nullptr;  // tests only
+  Move move;                     // of whoever is inside the gate
+  std::vector<Need> pending;
+  std::vector<Residency::Decision> wave;
 
-  Loader loader;  // last: its threads use everything above
+  Loader loader;  // last but the keeper: its threads use everything above
 };
 
 }  // namespace moe

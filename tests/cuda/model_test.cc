@@ -590,15 +590,16 @@ TEST_CASE("replays of a graph see whole tables while tables change", "[cuda][mis
       const WeightSource& source = second ? two.source() : one.source();
       // Slots of 4 ... 7 are free in both tables; what served 0 ... 3 before takes their place.
       for (int32_t e = 0; e < 4 && trouble.ok(); ++e) {
-        ExpertCopy& spare = layer.experts[static_cast<size_t>(e) + 4];
+        const int64_t spare = layer.experts[static_cast<size_t>(e) + 4].first;
         trouble = store.device->fill(
-            store.address(layer, e + 4, spare), layer.routed.layout.bytes,
+            store.classes[layer.routed.slot_class].pool->address(spare), layer.routed.layout.bytes,
             [&](std::byte* to) { return layer.routed.gemm->pack(spec.expert, source, 0, e, to); });
       }
       if (!trouble.ok()) return;
       {
         std::lock_guard lock(store.mutex);
-        for (size_t e = 0; e < 4; ++e) std::swap(layer.experts[e].slot, layer.experts[e + 4].slot);
+        for (size_t e = 0; e < 4; ++e)
+          std::swap(layer.experts[e].first, layer.experts[e + 4].first);
         trouble = store.publish(layer);
       }
       if (trouble.ok()) trouble = store.wait_for_grace(INT64_MAX / 2);

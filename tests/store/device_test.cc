@@ -118,11 +118,11 @@ TEST_CASE("a device's slots hold what the backend packed", "[store][gpu-seam][mi
     CHECK(told.copies_out == 4);
     for (const auto& layer : (*store)->layers) {
       const Compute& compute = layer->routed;
-      const SlotPool& pool = (*store)->classes[compute.slot_class].pool;
+      const SlotPool& pool = *(*store)->classes[compute.slot_class].pool;
       std::vector<std::byte> wanted(compute.layout.bytes);
       for (int32_t e = 0; e < 6; ++e) {
         const int64_t slot = told.tables[layer->index][static_cast<size_t>(e)];
-        CHECK(slot == layer->experts[static_cast<size_t>(e)].slot);
+        CHECK(slot == layer->experts[static_cast<size_t>(e)].first);
         REQUIRE(compute.gemm
                     ->pack(layer->spec.expert, source.source(), layer->spec.layer, e, wanted.data())
                     .ok());
@@ -159,8 +159,8 @@ TEST_CASE("a slot is not reused while the device may read it", "[store][gpu-seam
   {
     auto all = ExpertStore::Impl::open(source.source(), {}, make_device);
     REQUIRE(all.ok());
-    slot_bytes = (*all)->classes[0].pool.slot_bytes();
-    shared_bytes = (*all)->classes[1].pool.slot_bytes();
+    slot_bytes = (*all)->classes[0].pool->slot_bytes();
+    shared_bytes = (*all)->classes[1].pool->slot_bytes();
   }
   told = {};
   auto store = ExpertStore::Impl::open(
@@ -169,14 +169,15 @@ TEST_CASE("a slot is not reused while the device may read it", "[store][gpu-seam
   REQUIRE(store.ok());
   StoreLayer& layer = *(*store)->layers[0];
   Wave wave;
-  const std::vector<int32_t> first = {0, 1}, second = {2, 3};
-  (*store)->accessed(layer, first);
+  const std::vector<Need> first = {{0}, {1}}, second = {{2}, {3}};
+  const std::vector<int32_t> first_ids = {0, 1}, second_ids = {2, 3};
+  (*store)->accessed(layer, first_ids);
   REQUIRE((*store)->acquire(layer, first, kFarAway, &wave).ok());
   CHECK(wave.members.size() == 2);
   (*store)->release(layer, &wave);
 
   told.readers_stay = true;
-  (*store)->accessed(layer, second);
+  (*store)->accessed(layer, second_ids);
   const Status late = (*store)->acquire(layer, second, kFarAway, &wave);
   CHECK(late.code() == StatusCode::deadline_exceeded);
   CHECK(told.tables[0][0] >= 0);  // the victims serve again

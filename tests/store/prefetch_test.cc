@@ -242,7 +242,7 @@ class PrefetchingPool {
 
   void sequence_ended() { predictor_.sequence_ended(); }
 
-  void forward(int32_t layer, std::vector<int32_t> set) {
+  void forward(int32_t layer, const std::vector<int32_t>& set) {
     policy_->accessed({layer, set, {}});
     predictor_.accessed(layer, set);
     PrefetchSample sample;
@@ -251,10 +251,13 @@ class PrefetchingPool {
       sample.saved_ns += effect == PrefetchEffect::saved_load ? kLoad : 0;
       sample.cost_ns += effect == PrefetchEffect::extra_load ? kLoad : 0;
     }
-    std::vector<PagingEvent> events;
-    std::vector<int32_t> wave;
-    while (!set.empty()) REQUIRE(pool_.take_wave(layer, nullptr, set, wave, &events).ok());
-    for (const PagingEvent& event : events) ledger_.evicted(event.evicted);
+    std::vector<Need> pending;
+    for (const int32_t expert : set) pending.push_back({expert});
+    std::vector<Residency::Decision> wave;
+    while (!pending.empty()) {
+      REQUIRE(pool_.take_wave(layer, nullptr, pending, wave).ok());
+      for (const Residency::Decision& taken : wave) ledger_.evicted(taken.evicted);
+    }
     if (governor.enabled()) prefetch(sample);
     governor.step(sample);
   }

@@ -191,13 +191,14 @@ TEST_CASE("the adversary of layered paging, and LRU's proven factor", "[mission-
     const auto lru = make_lru({.layers = trace.layers});
     REQUIRE(lru.ok());
     Residency pool(trace.layers, slots, **lru);
-    std::vector<int32_t> pending, wave;
+    std::vector<Residency::Decision> wave;
     for (int i = 0; i < 400 * layers; ++i) {
       const int32_t layer = i % layers;
-      pending = {pool.resident({layer, 0}) ? 1 : 0};
-      add(trace, layer, pending);
-      (*lru)->accessed({layer, pending, {}});
-      REQUIRE(pool.take_wave(layer, nullptr, pending, wave, nullptr).ok());
+      const std::vector<int32_t> asked = {pool.resident({layer, 0}) ? 1 : 0};
+      std::vector<Need> pending = {{asked[0]}};
+      add(trace, layer, asked);
+      (*lru)->accessed({layer, asked, {}});
+      REQUIRE(pool.take_wave(layer, nullptr, pending, wave).ok());
     }
     const int64_t misses = run(trace, "lru", slots).misses;
     const int64_t optimum = run(trace, "belady", slots).misses;

@@ -1,0 +1,319 @@
+// The one mover. Whoever pages, reloads, rolls back, changes the budget or repairs does this: fill
+// free slots, verify them, publish the next tables, and reuse the old slots after the grace period.
+#include <algorithm>
+#include <utility>
+
+#include "core/error.h"
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#include "store/checked_source.h"
+#include "store/store_impl.h"
+
+namespace moe {
+namespace {
+
+bool in_flight(const ExpertCopy& copy) {
+  return copy.state == CopyState::loading || copy.state == CopyState::verifying;
+}
+
+}  // namespace
+
+// ---- slots and their copies
+
+ExpertCopy* ExpertStore::Impl::find_copy(const StoreLayer& layer, Need need) const {
+  const Compute& compute = compute_of(layer, need.expert);
+  auto& copies = const_cast<SlotClass&>(classes[compute.slot_class]).copies;
+  ExpertCopy* found = nullptr;
+  for (int64_t at = record(const_cast<StoreLayer&>(layer), need.expert).first; at >= 0;) {
+    ExpertCopy& copy = copies[static_cast<size_t>(at)];
+    if (copy.version == need.version && copy.state == CopyState::ready) return &copy;
+    if (copy.version == need.version && !found) found = &copy;
+    at = copy.next;
+  }
+  return found;
+}
+
+Result<int64_t> ExpertStore::Impl::take_slot(StoreLayer& layer, Need need) {
+  SlotClass& slots = classes[compute_of(layer, need.expert).slot_class];
+  return guarded({}, [&]() -> Result<int64_t> {
+    MOE_ASSIGN_OR_RETURN(const int64_t slot, slots.pool->take());
+    if (static_cast<size_t>(slot) >= slots.copies.size()) {
+      try {
+        slots.copies.resize(static_cast<size_t>(slot) + 1);
+      } catch (...) {
+        slots.pool->give_back(slot);
+        throw;
+      }
+    }
+    ExpertCopy& copy = slots.copies[static_cast<size_t>(slot)];
+    StoreExpert& expert = record(layer, need.expert);
+    copy = {.layer = static_cast<int32_t>(layer.index),
+            .expert = need.expert,
+            .version = need.version,
+            .next = std::exchange(expert.first, slot)};
+    transition(copy, CopyState::loading);
+    return slot;
+  });
+}
+
+void ExpertStore::Impl::free_slot(CopyRef ref) {
+  ExpertCopy& copy = copy_at(ref);
+  SlotClass& slots = classes[ref.slot_class];
+  int64_t* at = &record(*layers[static_cast<size_t>(copy.layer)], copy.expert).first;
+  while (*at != ref.slot) at = &slots.copies[static_cast<size_t>(*at)].next;
+  *at = copy.next;
+  transition(copy, CopyState::empty);
+  copy = {};
+  slots.pool->give_back(ref.slot);
+  if (schedule) schedule->freed(slots.pool->address(ref.slot), slots.pool->slot_bytes());
+}
+
+// ---- filling
+
+Result<uint64_t> ExpertStore::Impl::pack(const StoreLayer& layer, int32_t expert,
+                                         const Version& version, std::byte* slot) {
+  const Compute& compute = compute_of(layer, expert);
+  const ExpertSpec& spec = expert == kSharedExpert ? layer.spec.shared->expert : layer.spec.expert;
+  const CheckedSource checked(version.source, version.check_finite);
+  uint64_t digest = 0;
+  const auto to_memory = [&](std::byte* to) -> Status {
+    MOE_RETURN_IF_ERROR(compute.gemm->pack(spec, checked, layer.spec.layer, expert, to));
+    digest = XXH3_64bits(to, compute.layout.bytes);
+    return {};
+  };
+  const Status status = guarded({}, [&] {
+    return device ? device->fill(slot, compute.layout.bytes, to_memory) : to_memory(slot);
+  });
+  if (!status.ok())
+    return status.at({.file = version.source.name(),
+                      .layer = layer.spec.layer,
+                      .expert = expert,
+                      .phase = Phase::load});
+  return digest;
+}
+
+// Fills the slot that take_slot() gave for `need`. Runs on a loader's thread.
+void ExpertStore::Impl::load(StoreLayer& layer, Need need, int64_t slot) noexcept {
+  const size_t slot_class = compute_of(layer, need.expert).slot_class;
+  std::shared_ptr<Version> version;
+  std::byte* to;
+  {
+    std::lock_guard lock(mutex);
+    version = find_version(need.version);
+    to = classes[slot_class].pool->address(slot);
+  }
+  if (schedule) schedule->point("load");
+  Result<uint64_t> digest = pack(layer, need.expert, *version, to);
+  if (schedule) schedule->point("loaded");
+  {
+    std::lock_guard lock(mutex);
+    ExpertCopy& copy = copy_at({slot_class, slot});
+    StoreExpert& expert = record(layer, need.expert);
+    transition(copy, CopyState::verifying);
+    uint64_t& known = version->digest(layer.index, need.expert);
+    if (digest.ok() && known != 0 && known != *digest)
+      digest = Status(StatusCode::data_loss,
+                      "the expert's bytes are not those that were read before; reload it from a "
+                      "good source",
+                      {.file = version->source.name(),
+                       .layer = layer.spec.layer,
+                       .expert = need.expert,
+                       .phase = Phase::load});
+    transition(copy, digest.ok() ? CopyState::ready : CopyState::failed);
+    if (digest.ok()) copy.digest = known = *digest;
+    expert.reason = digest.ok() ? Status() : digest.status();
+    ++changes;
+  }
+  version.reset();
+  changed.notify_all();
+  if (!digest.ok())
+    tell(StoreEventKind::load_failed, layer.spec.layer, need.expert, digest.status());
+}
+
+Status ExpertStore::Impl::fill(Move& m, int64_t end_ns, int at_once) {
+  for (Move::Filling& f : m.filling) {
+    if (Status status = wait([&] { return loads_in_flight < at_once; }, end_ns); !status.ok()) {
+      f.status = status;
+      continue;
+    }
+    auto lock = locked();
+    const auto taken = take_slot(*f.layer, f.need);
+    f.status = taken.status();
+    if (!taken.ok()) continue;
+    f.slot = *taken;
+    f.status = guarded({}, [&]() -> Status {
+      const auto job = [this, layer = f.layer, need = f.need, slot = f.slot] {
+        load(*layer, need, slot);
+        std::lock_guard done(mutex);
+        --loads_in_flight, ++changes;
+        changed.notify_all();
+      };
+      if (schedule)
+        schedule->spawn(job);
+      else
+        loader.submit(job);
+      ++loads_in_flight;
+      return {};
+    });
+    if (f.status.ok()) continue;  // else it never began
+    ExpertCopy& copy = copy_at({compute_of(*f.layer, f.need.expert).slot_class, f.slot});
+    transition(copy, CopyState::failed);
+  }
+  const auto copy_of = [&](const Move::Filling& f) -> ExpertCopy& {
+    return copy_at({compute_of(*f.layer, f.need.expert).slot_class, f.slot});
+  };
+  const Status in_time = wait(
+      [&] {
+        return std::none_of(m.filling.begin(), m.filling.end(), [&](const Move::Filling& f) {
+          return f.slot >= 0 && in_flight(copy_of(f));
+        });
+      },
+      end_ns);
+  auto lock = locked();
+  Status first;
+  for (Move::Filling& f : m.filling) {
+    if (f.slot >= 0) {
+      const ExpertCopy& copy = copy_of(f);
+      if (f.status.ok() && copy.state == CopyState::failed)
+        f.status = record(*f.layer, f.need.expert).reason;
+      if (f.status.ok() && in_flight(copy)) f.status = in_time.at({.layer = f.layer->spec.layer});
+      if (copy.state == CopyState::failed)
+        free_slot({compute_of(*f.layer, f.need.expert).slot_class, std::exchange(f.slot, -1)});
+    }
+    if (first.ok()) first = f.status;
+  }
+  return first;
+}
+
+// ---- publishing
+
+void ExpertStore::Impl::reserve_tables() {
+  constexpr size_t kTables = 4;  // of one move: without the victims, with them again, with the new
+  size_t all = 0;
+  for (auto& layer : layers) {
+    layer->spare_tables.reserve(kTables + 4);
+    while (layer->spare_tables.size() < kTables) {
+      auto table = std::make_unique<ExpertTable>();
+      table->experts.resize(layer->experts.size());
+      table->candidate.experts.resize(layer->experts.size());
+      table->layer = layer->index;
+      layer->spare_tables.push_back(std::move(table));
+    }
+    all += layer->spare_tables.size() + 1;
+  }
+  retired.reserve(retired.size() + all);
+}
+
+void ExpertStore::Impl::write(StoreLayer& layer,
+                              const std::shared_ptr<const LayerVersions>& versions,
+                              Serving& serving) {
+  serving.versions = versions;
+  serving.block = versions->block;
+  const SlotPool& pool = *classes[layer.routed.slot_class].pool;
+  for (size_t e = 0; e < layer.experts.size(); ++e) {
+    const uint32_t version = versions->experts[e];
+    const ExpertCopy* copy = find_copy(layer, {static_cast<int32_t>(e), version});
+    serving.experts[e] = {};
+    if (!copy || copy->state != CopyState::ready) continue;
+    const int64_t slot = slot_of(layer.routed, *copy);
+    serving.experts[e] = {pool.address(slot), slot, version};
+  }
+}
+
+Status ExpertStore::Impl::publish(StoreLayer& layer) {
+  if (layer.spare_tables.empty()) reserve_tables();
+  std::unique_ptr<ExpertTable> next = std::move(layer.spare_tables.back());
+  layer.spare_tables.pop_back();
+  next->epoch = ++epoch;
+  write(layer, layer.serving, *next);
+  next->share = layer.candidate ? share : 0;
+  if (layer.candidate) write(layer, layer.candidate, next->candidate);
+  const auto complete = [](const Serving& serving) {
+    return std::all_of(serving.experts.begin(), serving.experts.end(),
+                       [](const TableCopy& copy) { return copy.slot; });
+  };
+  next->resident = !classes[layer.routed.slot_class].paged() && complete(*next) &&
+                   (!layer.candidate || complete(next->candidate));
+  if (device) {
+    if (Status status = device->publish(layer.index, *next); !status.ok()) {
+      recycle(std::move(next));
+      return status;
+    }
+  }
+  if (auto* old = layer.table.exchange(next.release(), std::memory_order_seq_cst))
+    retired.emplace_back(const_cast<ExpertTable*>(old));
+  return {};
+}
+
+Status ExpertStore::Impl::publish_all() {
+  Status first;
+  for (auto& layer : layers)
+    if (Status status = publish(*layer); first.ok()) first = std::move(status);
+  return first;
+}
+
+void ExpertStore::Impl::recycle(std::unique_ptr<ExpertTable> table) {
+  static_cast<Serving&>(*table).versions.reset();
+  table->block.reset();
+  table->candidate.versions.reset();
+  table->candidate.block.reset();
+  table->copy.reset();
+  auto& spare = layers[table->layer]->spare_tables;
+  if (spare.size() < spare.capacity()) spare.push_back(std::move(table));
+}
+
+Status ExpertStore::Impl::wait_for_grace(int64_t end_ns) {
+  size_t before;
+  {
+    std::lock_guard lock(mutex);
+    before = retired.size();
+  }
+  MOE_RETURN_IF_ERROR(readers.wait_for_grace(services.clock(), end_ns, schedule));
+  if (device) MOE_RETURN_IF_ERROR(device->wait_for_grace(services.clock(), end_ns));
+  std::lock_guard lock(mutex);
+  for (size_t i = 0; i < before; ++i) recycle(std::move(retired[i]));
+  retired.erase(retired.begin(), retired.begin() + static_cast<std::ptrdiff_t>(before));
+  return {};
+}
+
+// ---- emptying
+
+Status ExpertStore::Impl::drain(Move& m, int64_t end_ns) {
+  if (m.leaving.empty()) return {};
+  const auto publish_theirs = [&]() -> Status {
+    Status first;
+    for (size_t i = 0; i < m.leaving.size(); ++i) {
+      const int32_t layer = copy_at(m.leaving[i]).layer;
+      const bool told =
+          std::any_of(m.leaving.begin(), m.leaving.begin() + static_cast<std::ptrdiff_t>(i),
+                      [&](CopyRef r) { return copy_at(r).layer == layer; });
+      if (told) continue;
+      Status status = publish(*layers[static_cast<size_t>(layer)]);
+      if (first.ok()) first = std::move(status);
+    }
+    return first;
+  };
+  Status status;
+  {
+    auto lock = locked();
+    status = publish_theirs();
+  }
+  if (status.ok()) status = wait_for_grace(end_ns);
+  const auto unused = [&] {
+    return std::all_of(m.leaving.begin(), m.leaving.end(),
+                       [&](CopyRef ref) { return copy_at(ref).leases == 0; });
+  };
+  if (status.ok()) status = wait(unused, end_ns);
+  auto lock = locked();
+  for (CopyRef ref : m.leaving) {
+    if (status.ok())
+      free_slot(ref);
+    else
+      transition(copy_at(ref), CopyState::ready);  // somebody may still read it
+  }
+  if (!status.ok()) (void)publish_theirs();  // else tables without them go on to serve
+  return status;
+}
+
+}  // namespace moe

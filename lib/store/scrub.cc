@@ -1,0 +1,153 @@
+// Looks for bytes that changed since they were verified, and replaces what it finds.
+#include <algorithm>
+
+#include "core/error.h"
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#include "store/store_impl.h"
+
+namespace moe {
+
+// Whether the copy's bytes are those that were verified. It is leased meanwhile.
+bool ExpertStore::Impl::intact(CopyRef ref, uint64_t digest, const std::byte* at, size_t bytes) {
+  if (schedule) schedule->point("scrub");
+  const bool same = XXH3_64bits(at, bytes) == digest;
+  {
+    auto lock = locked();
+    --copy_at(ref).leases;
+    ++changes;
+  }
+  changed.notify_all();
+  return same;
+}
+
+// A fresh copy takes the place of `ref`; if none can be read, the expert is without one.
+Status ExpertStore::Impl::repair(CopyRef ref, int64_t end_ns) {
+  const FifoGate::Turn turn(gate, services.clock(), end_ns, schedule);
+  if (!turn.entered())
+    return Status(StatusCode::deadline_exceeded, "the deadline passed before a repair's turn");
+  StoreLayer* layer;
+  Need need;
+  {
+    auto lock = locked();
+    const ExpertCopy& copy = copy_at(ref);
+    if (copy.state != CopyState::ready) return {};  // it went by itself
+    layer = layers[static_cast<size_t>(copy.layer)].get();
+    need = {copy.expert, copy.version};
+    reserve_tables();
+    move.clear();
+    move.reserve(1);
+    move.filling.push_back({.layer = layer, .need = need});
+  }
+  Status status = fill(move, end_ns, 1);
+  const bool shared = need.expert == kSharedExpert;
+  if (shared && !status.ok()) return status;  // nothing could take its place
+  if (shared) {
+    const ExpertCopy* fresh;
+    {
+      auto lock = locked();
+      fresh = &copy_at({ref.slot_class, move.filling.front().slot});
+    }
+    MOE_RETURN_IF_ERROR(renew_block(*layer, need.version, fresh));
+  }
+  {
+    auto lock = locked();
+    ExpertCopy& copy = copy_at(ref);
+    transition(copy, CopyState::draining);
+    if (!shared && !status.ok())
+      classes[ref.slot_class].residency->drop({layer->spec.layer, need.expert}, need.version);
+    move.leaving.push_back(ref);
+  }
+  const Status drained = drain(move, end_ns);
+  return status.ok() ? drained : status;
+}
+
+// The versions that name the old shared expert name the fresh one.
+Status ExpertStore::Impl::renew_block(StoreLayer& layer, uint32_t number, const ExpertCopy* fresh) {
+  std::shared_ptr<Version> version;
+  {
+    auto lock = locked();
+    version = find_version(number);
+  }
+  MOE_ASSIGN_OR_RETURN(const auto block, make_block(layer, *version, fresh));
+  for (auto* versions : {&layer.serving, &layer.candidate, &layer.previous}) {
+    if (!*versions || (*versions)->block->version != number) continue;
+    auto next = std::make_shared<LayerVersions>(**versions);
+    next->block = block;
+    auto lock = locked();
+    old_versions.push_back(*versions);
+    *versions = std::move(next);
+  }
+  {
+    auto lock = locked();
+    MOE_RETURN_IF_ERROR(publish(layer));
+  }
+  return {};
+}
+
+Result<ScrubReport> ExpertStore::Impl::scrub(int64_t max_bytes, int64_t deadline_ns) {
+  constexpr int64_t kDeadlineNs = 600'000'000'000;
+  const int64_t end_ns = services.clock().now_ns() + (deadline_ns > 0 ? deadline_ns : kDeadlineNs);
+  if (device) return Status(StatusCode::unimplemented, "slots on a GPU are not scrubbed yet");
+  const FifoGate::Turn turn(admin, services.clock(), end_ns, schedule);
+  if (!turn.entered())
+    return Status(StatusCode::deadline_exceeded, "the deadline passed before this scrub's turn");
+  MOE_RETURN_IF_ERROR(start_loader());
+  ScrubReport report;
+  Status status;
+  while (status.ok() && (max_bytes <= 0 || report.bytes < max_bytes)) {
+    CopyRef ref = scrub_at;
+    uint64_t digest = 0;
+    const std::byte* at = nullptr;
+    size_t bytes = 0;
+    int32_t layer = -1, expert = -1;
+    {
+      auto lock = locked();
+      if (ref.slot_class >= classes.size()) {
+        scrub_at = {};
+        report.wrapped = true;
+        break;
+      }
+      SlotClass& slots = classes[ref.slot_class];
+      ref.slot = std::max<int64_t>(ref.slot, 0);
+      if (ref.slot >= static_cast<int64_t>(slots.copies.size())) {
+        scrub_at = {ref.slot_class + 1, 0};
+        continue;
+      }
+      scrub_at = {ref.slot_class, ref.slot + 1};
+      ExpertCopy& copy = copy_at(ref);
+      if (copy.state != CopyState::ready) continue;
+      ++copy.leases;
+      digest = copy.digest;
+      at = slots.pool->address(ref.slot);
+      layer = layers[static_cast<size_t>(copy.layer)]->spec.layer;
+      expert = copy.expert;
+      bytes = compute_of(*layers[static_cast<size_t>(copy.layer)], expert).layout.bytes;
+    }
+    ++report.copies;
+    report.bytes += static_cast<int64_t>(bytes);
+    if (intact(ref, digest, at, bytes)) continue;
+    ++report.found;
+    tell(StoreEventKind::scrub_found, layer, expert,
+         Status(StatusCode::data_loss, "a slot's bytes are not those that were verified",
+                {.layer = layer, .expert = expert}));
+    const Status repaired = repair(ref, end_ns);
+    report.repaired += repaired.ok();
+    tell(repaired.ok() ? StoreEventKind::scrub_repaired : StoreEventKind::scrub_failed, layer,
+         expert, repaired);
+  }
+  auto lock = locked();
+  scrubbed.copies += report.copies;
+  scrubbed.bytes += report.bytes;
+  scrubbed.found += report.found;
+  scrubbed.repaired += report.repaired;
+  scrubbed.wrapped = scrubbed.wrapped || report.wrapped;
+  return report;
+}
+
+Result<ScrubReport> ExpertStore::scrub(int64_t max_bytes, int64_t deadline_ns) {
+  return guarded({}, [&] { return impl_->scrub(max_bytes, deadline_ns); });
+}
+
+}  // namespace moe
