@@ -5,9 +5,9 @@
 #include <cstdio>
 #include <fstream>
 #include <memory>
-#include <sstream>
 
 #include "commands.h"
+#include "core/file.h"
 #include "terminal.h"
 
 namespace moe::cli {
@@ -20,15 +20,8 @@ struct PlanOptions {
   int32_t ranks = 0, nodes = 1, groups = 1, top_k = 0;
   int64_t tokens_per_step = 0, hidden = 7168, intermediate = 2048;
   int32_t weight_bits = 8;
+  double coverage = 1;
 };
-
-Result<std::string> read_text(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::ostringstream text;
-  if (!file || !(text << file.rdbuf()))
-    return Status(StatusCode::not_found, "cannot be read", {.file = path});
-  return text.str();
-}
 
 Objective parse_objective(const std::string& name) {
   for (Objective o :
@@ -63,7 +56,7 @@ Result<Cluster> cluster_of(const PlanOptions& o, const UsageTrace& usage) {
   if (!device.ok()) return device.status();
   cluster->device = *device;
   if (o.links.empty()) return cluster;
-  const Result<std::string> text = read_text(o.links);
+  const Result<std::string> text = read_text_file(o.links);
   if (!text.ok()) return text.status();
   if (Status status = parse_links(*text, o.links, *cluster); !status.ok()) return status;
   return cluster;
@@ -77,17 +70,24 @@ std::vector<std::string> strategy_names(const PlanOptions& o) {
   return names;
 }
 
+// Those that do not apply to this cluster go to `refused`; "auto" always does.
 Status add_plans(const PlanOptions& o, const PlacementProblem& problem, PlanReport& report) {
   for (const std::string& name : strategy_names(o)) {
     const Result<Strategy> strategy = find_strategy(name);
     if (!strategy.ok()) wrong_usage("--strategy: " + std::string(strategy.status().message()));
     Result<Placement> placement = (*strategy)(problem);
+    if (!placement.ok() && name != "auto") {
+      report.refused.push_back({name, describe(placement.status())});
+      continue;
+    }
     if (!placement.ok()) return placement.status();
     Result<Prediction> prediction = evaluate(problem, *placement);
     if (!prediction.ok()) return prediction.status();
     report.objective = prediction->objective;
     report.plans.push_back({name, *std::move(placement), *std::move(prediction)});
   }
+  for (const Refusal& refusal : report.refused)
+    print_note(refusal.strategy + " does not apply: " + refusal.reason);
   return {};
 }
 
@@ -123,14 +123,14 @@ Status write_picture(const PlanOptions& o, const PlacementProblem& problem,
 
 Status plan(const PlanOptions& o, bool json) {
   const Objective objective = parse_objective(o.objective);
-  const Result<UsageTrace> usage = read_usage(o.usage);
+  const Result<UsageTrace> usage = read_usage(o.usage, {.coverage = o.coverage});
   if (!usage.ok()) return usage.status();
   const Result<Cluster> cluster = cluster_of(o, *usage);
   if (!cluster.ok()) return cluster.status();
   Placement previous;
   PlacementProblem problem{*usage, *cluster, workload_of(o), objective};
   if (!o.previous.empty()) {
-    const Result<std::string> text = read_text(o.previous);
+    const Result<std::string> text = read_text_file(o.previous);
     if (!text.ok()) return text.status();
     Result<Placement> parsed = parse_placement(*text, o.previous);
     if (!parsed.ok()) return parsed.status();
@@ -172,6 +172,10 @@ void add_plan(CLI::App& app, Global& global) {
       ->check(CLI::NonNegativeNumber);
   command->add_option("--top-k", o->top_k, "Experts per token [the file's, else 8]")
       ->check(CLI::NonNegativeNumber);
+  command
+      ->add_option("--coverage", o->coverage,
+                   "Plan with the most frequent sets that hold this share of all [1]")
+      ->check(CLI::Range(0.0, 1.0));
   command->add_option("--device", o->device, "h200, h100, b200, a100, rtx4090 or cpu");
   command->add_option("--links", o->links, "JSON with speeds of links");
   command->add_option("--previous", o->previous, "What is in place now; adds the moves");

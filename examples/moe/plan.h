@@ -15,11 +15,18 @@ struct Plan {
   Prediction prediction;
 };
 
+// A strategy that was asked for and does not apply.
+struct Refusal {
+  std::string strategy;
+  std::string reason;
+};
+
 struct PlanReport {
   const UsageTrace& usage;
   const Cluster& cluster;
   Objective objective;
   std::vector<Plan> plans;  // "auto" last
+  std::vector<Refusal> refused;
 
   // With --previous: how to get to the plan "auto".
   bool migrates = false;

@@ -60,6 +60,9 @@ void print_plan_json(const PlanReport& report) {
     write_layers(plan, json);
     json.end();
   }
+  json.end().array("refused");
+  for (const Refusal& refusal : report.refused)
+    json.object().value("strategy", refusal.strategy).value("reason", refusal.reason).end();
   json.end();
   if (report.migrates) write_migration(report, json);
   json.print();

@@ -68,8 +68,8 @@ struct MOE_API Cluster {
 MOE_API Status validate(const Cluster& cluster);
 
 // Sets links from JSON: "node", "rack", "cross_rack" {"bytes_per_second", "seconds"},
-// "rack_of_node" [...], "seconds_per_byte" [[...]] of (ranks, ranks); all optional. On failure
-// `cluster` is as before.
+// "rack_of_node" [...], "seconds_per_byte" [[...]] of (ranks, ranks); all optional. Or that matrix
+// alone. On failure `cluster` is as before.
 MOE_API Status parse_links(std::string_view text, std::string_view name, Cluster& cluster);
 
 // One layer: (total_slots), -1 in a slot that stays empty.

@@ -63,7 +63,7 @@ struct UsageFileOptions {
 
 // Reads what other engines record. The content says which it is:
 //   {"logical_count": [[...]]}             SGLang; (layers, experts) or (steps, layers, experts)
-//   CSV with columns layer,e0,e1,...       one token a row
+//   CSV with columns layer,e0,e1,...       one token a row; also what TraceWriter writes
 //   CSV with layer,expert,count            tokens per expert
 //   CSV with layer,expert_a,expert_b,count pairs
 //   JSON lines with "layer" and "experts"  vLLM; one token a line
@@ -71,7 +71,7 @@ struct UsageFileOptions {
 // Layers without any token (dense ones) are left out. `name` is for messages.
 MOE_API Result<UsageTrace> parse_usage(std::string_view text, std::string_view name = {},
                                        const UsageFileOptions& options = {});
-// The same from a file.
+// The same from a file, also if it is packed by gzip.
 MOE_API Result<UsageTrace> read_usage(std::string_view path, const UsageFileOptions& options = {});
 
 // The library's own format, JSON. What parse_usage() reads back is equal.

@@ -20,6 +20,7 @@ class Assignment {
         expert_(rank_.size(), -1),
         copies_(weight_.size(), 0),
         holds_(weight_.size() * ranks_, 0),
+        holders_(weight_.size()),
         load_(ranks_, 0.0) {
     for (int32_t r = 0; r < ranks_; ++r) first_[r + 1] = first_[r] + cluster.slots[r];
   }
@@ -35,6 +36,7 @@ class Assignment {
   bool holds(int32_t rank, int32_t expert) const {
     return holds_[static_cast<size_t>(expert) * ranks_ + rank] != 0;
   }
+  const std::vector<int32_t>& holders(int32_t expert) const { return holders_[expert]; }  // ranks
   double weight(int32_t expert) const { return weight_[expert]; }
   double share(int32_t expert) const { return expert < 0 ? 0 : weight_[expert] / copies_[expert]; }
   double load(int32_t rank) const { return load_[rank]; }
@@ -92,23 +94,25 @@ class Assignment {
  private:
   void mark(int32_t slot, int32_t expert, bool held) {
     holds_[static_cast<size_t>(expert) * ranks_ + rank_[slot]] = held;
+    if (held)
+      holders_[expert].push_back(rank_[slot]);
+    else
+      std::erase(holders_[expert], rank_[slot]);
   }
   void add_share(int32_t expert, double sign) {
     if (copies_[expert] == 0) return;
-    const double each = sign * share(expert);
-    const uint8_t* held = holds_.data() + static_cast<size_t>(expert) * ranks_;
-    for (int32_t r = 0; r < ranks_; ++r)
-      if (held[r]) load_[r] += each;
+    for (int32_t rank : holders_[expert]) load_[rank] += sign * share(expert);
   }
 
   int32_t ranks_;
-  std::vector<double> weight_;   // (experts)
-  std::vector<int32_t> rank_;    // (slots)
-  std::vector<int32_t> first_;   // (ranks + 1)
-  std::vector<int32_t> expert_;  // (slots)
-  std::vector<int32_t> copies_;  // (experts)
-  std::vector<uint8_t> holds_;   // (experts, ranks)
-  std::vector<double> load_;     // (ranks)
+  std::vector<double> weight_;                 // (experts)
+  std::vector<int32_t> rank_;                  // (slots)
+  std::vector<int32_t> first_;                 // (ranks + 1)
+  std::vector<int32_t> expert_;                // (slots)
+  std::vector<int32_t> copies_;                // (experts)
+  std::vector<uint8_t> holds_;                 // (experts, ranks)
+  std::vector<std::vector<int32_t>> holders_;  // (experts): the same as lists
+  std::vector<double> load_;                   // (ranks)
 };
 
 // Fills every slot: the most useful replicas, then heaviest first to the lightest rank.

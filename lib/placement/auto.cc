@@ -40,15 +40,9 @@ class Chooser {
   Chooser(const LayerProblem& layer, Objective objective, const Samples& samples)
       : layer_(layer), objective_(objective), samples_(samples) {}
 
-  // A strategy's placement without its twins and, where it had some, their slots used for balance.
+  // A strategy's placement, without its twins.
   void offer(const LayerPlacement& candidate) {
-    const LayerPlacement single = without_twins(layer_, candidate);
-    limit_ = std::min(limit_, add(single));
-    if (single.expert_of_slot == candidate.expert_of_slot) return;
-    Assignment a(layer_.cluster, layer_.usage.tokens);
-    a.assign(single.expert_of_slot);
-    relieve_busiest(a, 1, false);
-    add({single.layer, a.expert_of_slot()});
+    limit_ = std::min(limit_, add(without_twins(layer_, candidate)));
   }
 
   LayerPlacement choose() {

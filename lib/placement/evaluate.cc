@@ -12,8 +12,6 @@
 namespace moe {
 namespace placement {
 namespace {
-constexpr int64_t kTokens = 1024;  // drawn per layer
-
 ReplicaTable table_of(const LayerProblem& layer, const LayerPlacement& placement) {
   return *replica_table(placement, layer.cluster, layer.experts());
 }
@@ -99,9 +97,7 @@ double traffic_value(const LayerProblem& layer, const Traffic& traffic, double i
 
 }  // namespace
 
-Samples draw_samples(const LayerProblem& layer) {
-  return {draw_tokens(layer, kTokens), draw_steps(layer)};
-}
+Samples draw_samples(const LayerProblem& layer) { return {draw_tokens(layer), draw_steps(layer)}; }
 
 double max_over_mean(const std::vector<double>& load) {
   const double sum = std::accumulate(load.begin(), load.end(), 0.0);

@@ -41,9 +41,13 @@ Status validate(const Placement& placement, const Cluster& cluster, const UsageT
                               placement.layers.size(), usage.layers.size());
     const std::vector<int32_t> rank_of_slot = cluster.rank_of_slot();
     for (size_t i = 0; i < usage.layers.size(); ++i) {
+      const Place place{.layer = usage.layers[i].layer, .phase = Phase::plan};
+      if (const int32_t layer = placement.layers[i].layer; layer >= 0 && layer != place.layer)
+        return invalid_argument(place, "the placement has layer {} where the usage has layer {}",
+                                layer, place.layer);
       const Status status =
           validate_layer(placement.layers[i], rank_of_slot, usage.layers[i].experts(), allow_twins);
-      if (!status.ok()) return status.at({.layer = usage.layers[i].layer, .phase = Phase::plan});
+      if (!status.ok()) return status.at(place);
     }
     return {};
   });

@@ -36,7 +36,28 @@ Status read_link(const Json& json, const char* key, Link& link) {
   return {};
 }
 
+// (ranks, ranks)
+Status read_matrix(const Json& rows, Cluster& cluster) {
+  const size_t ranks = cluster.slots.size();
+  const auto refused = [&](size_t got, const char* what) {
+    return invalid_argument({}, "seconds_per_byte has {} {}; wanted {} rows of {} numbers", got,
+                            what, ranks, ranks);
+  };
+  if (rows.items().size() != ranks) return refused(rows.items().size(), "rows");
+  cluster.seconds_per_byte.clear();
+  for (const Json& row : rows.items()) {
+    if (row.items().size() != ranks) return refused(row.items().size(), "numbers in a row");
+    for (const Json& cost : row.items()) {
+      if (!cost.number())
+        return invalid_argument({}, "seconds_per_byte holds a {}", to_string(cost.kind()));
+      cluster.seconds_per_byte.push_back(*cost.number());
+    }
+  }
+  return {};
+}
+
 Status read_links(const Json& json, Cluster& cluster) {
+  if (json.is_array()) return read_matrix(json, cluster);
   MOE_RETURN_IF_ERROR(read_link(json, "node", cluster.node_link));
   MOE_RETURN_IF_ERROR(read_link(json, "rack", cluster.rack_link));
   MOE_RETURN_IF_ERROR(read_link(json, "cross_rack", cluster.cross_link));
@@ -44,12 +65,7 @@ Status read_links(const Json& json, Cluster& cluster) {
     MOE_ASSIGN_OR_RETURN(cluster.rack_of_node, integers(*racks));
   }
   const Json* matrix = json.find("seconds_per_byte");
-  if (!matrix) return {};
-  cluster.seconds_per_byte.clear();
-  for (const Json& row : matrix->items())
-    for (const Json& cost : row.items())
-      cluster.seconds_per_byte.push_back(cost.number().value_or(-1));
-  return {};
+  return matrix ? read_matrix(*matrix, cluster) : Status();
 }
 
 }  // namespace

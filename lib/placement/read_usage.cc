@@ -1,11 +1,11 @@
 #include <cmath>
-#include <fstream>
 #include <numeric>
-#include <sstream>
+#include <string>
 
 #include "core/new_file.h"
 #include "placement/text.h"
 #include "placement/usage_builder.h"
+#include "store/input_file.h"
 
 namespace moe {
 namespace {
@@ -34,6 +34,7 @@ Result<UsageTrace> parse_usage(std::string_view text, std::string_view name,
     if (!(options.coverage > 0 && options.coverage <= 1))
       return invalid_argument(place, "coverage is {}; wanted 0 < coverage <= 1", options.coverage);
     text = placement::trimmed(text);
+    if (text.empty()) return invalid_argument(place, "the usage is empty");
     Result<UsageTrace> trace = parser_of(text)(text, options);
     if (!trace.ok()) return trace.status().at(place);
     std::erase_if(trace->layers, is_dense);
@@ -45,11 +46,16 @@ Result<UsageTrace> parse_usage(std::string_view text, std::string_view name,
 
 Result<UsageTrace> read_usage(std::string_view path, const UsageFileOptions& options) {
   return guarded({.file = path, .phase = Phase::plan}, [&]() -> Result<UsageTrace> {
-    std::ifstream file{std::string(path), std::ios::binary};
-    std::ostringstream text;
-    if (!file || !(text << file.rdbuf()))
-      return error(StatusCode::not_found, {.file = path, .phase = Phase::plan}, "cannot be read");
-    return parse_usage(text.view(), path, options);
+    MOE_ASSIGN_OR_RETURN(const auto file, open_input(path));
+    std::string text;
+    for (size_t got = 1; got > 0;) {
+      constexpr size_t kPiece = 1 << 20;
+      const size_t size = text.size();
+      text.resize(size + kPiece);
+      MOE_ASSIGN_OR_RETURN(got, file->read(text.data() + size, kPiece));
+      text.resize(size + got);
+    }
+    return parse_usage(text, path, options);
   });
 }
 

@@ -106,20 +106,14 @@ class Search {
   // Highest load among the ranks that putting `in` into `slot` touches, the busiest included.
   double peak_after(int32_t slot, int32_t in) const {
     const int32_t out = a_.expert(slot), rank = a_.rank(slot);
-    const double less = a_.share(in) - a_.weight(in) / (a_.copies(in) + 1);
-    const double more = out < 0 ? 0 : a_.weight(out) / (a_.copies(out) - 1) - a_.share(out);
-    double peak = 0;
-    for (int32_t r = 0; r < a_.ranks(); ++r) {
-      const bool has_out = out >= 0 && a_.holds(r, out);
-      if (r != rank && r != busiest_ && !has_out) continue;
-      double load = a_.load(r);
-      if (a_.holds(r, in)) load -= less;
-      if (r == rank)
-        load += a_.weight(in) / (a_.copies(in) + 1) - a_.share(out);
-      else if (has_out)
-        load += more;
-      peak = std::max(peak, load);
-    }
+    const double share = a_.weight(in) / (a_.copies(in) + 1);  // of a copy of `in` then
+    const auto less = [&](int32_t r) { return a_.holds(r, in) ? a_.share(in) - share : 0; };
+    double peak = a_.load(rank) + share - a_.share(out);
+    if (busiest_ != rank) peak = std::max(peak, a_.load(busiest_) - less(busiest_));
+    if (out < 0) return peak;
+    const double more = a_.weight(out) / (a_.copies(out) - 1) - a_.share(out);
+    for (int32_t r : a_.holders(out))
+      if (r != rank) peak = std::max(peak, a_.load(r) + more - less(r));
     return peak;
   }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <optional>
 
 #include "placement/random.h"
 
@@ -28,17 +29,25 @@ ExpertSets draw_from_sets(const ExpertSets& sets, int64_t count) {
   return out;
 }
 
-// Draws distinct indices with probability proportional to their weight.
+// Draws indices with probability proportional to their weight.
 class Urn {
  public:
   explicit Urn(std::vector<double> weight) : weight_(std::move(weight)), sum_(weight_.size() + 1) {
     std::partial_sum(weight_.begin(), weight_.end(), sum_.begin() + 1);
+    guide_.resize(2 * weight_.size());
+    const double step = total() / static_cast<double>(guide_.size());
+    for (int32_t g = 0, i = 0; g < static_cast<int32_t>(guide_.size()); ++g) {
+      while (i + 1 < size() && sum_[i + 1] <= g * step) ++i;
+      guide_[g] = i;
+    }
   }
   double total() const { return sum_.back(); }
   int32_t draw(Random& random) const {
-    const double at = random.uniform() * total();
-    const auto above = std::upper_bound(sum_.begin() + 1, sum_.end() - 1, at);
-    return static_cast<int32_t>(above - sum_.begin()) - 1;
+    const double u = random.uniform(), at = u * total();
+    int32_t i = guide_[static_cast<size_t>(u * static_cast<double>(guide_.size()))];
+    while (i > 0 && sum_[i] > at) --i;  // rounding
+    while (i + 1 < size() && sum_[i + 1] <= at) ++i;
+    return i;
   }
   // An index that `taken` does not hold: drawn, or after many tries the heaviest left.
   template <class Taken>
@@ -46,15 +55,25 @@ class Urn {
     for (int tries = 0; tries < 64; ++tries)
       if (const int32_t i = draw(random); weight_[i] > 0 && !taken(i)) return i;
     int32_t best = -1;
-    for (int32_t i = 0; i < static_cast<int32_t>(weight_.size()); ++i)
+    for (int32_t i = 0; i < size(); ++i)
       if (!taken(i) && (best < 0 || weight_[i] > weight_[best])) best = i;
     return best;
   }
 
  private:
+  int32_t size() const { return static_cast<int32_t>(weight_.size()); }
+
   std::vector<double> weight_, sum_;
+  std::vector<int32_t> guide_;  // where to begin to look, by the number drawn
 };
 
+std::vector<double> picked(const std::vector<double>& from, const std::vector<int32_t>& which) {
+  std::vector<double> out;
+  for (int32_t i : which) out.push_back(from[i]);
+  return out;
+}
+
+// Tokens choose groups by load, then experts of these by load.
 ExpertSets draw_from_counts(const LayerProblem& layer, int64_t count) {
   const Workload& w = layer.workload;
   const int32_t size = layer.experts() / w.groups;
@@ -70,21 +89,23 @@ ExpertSets draw_from_counts(const LayerProblem& layer, int64_t count) {
   Random random(kSeed);
   ExpertSets out;
   std::vector<int32_t> chosen, ids;
+  const auto in = [](const std::vector<int32_t>& list) {
+    return [&list](int32_t i) { return std::find(list.begin(), list.end(), i) != list.end(); };
+  };
+  const auto full = [&](int32_t g) {
+    return std::count_if(ids.begin(), ids.end(), [&](int32_t e) { return e / size == g; }) == size;
+  };
   for (int64_t t = 0; t < count; ++t) {
     chosen.clear(), ids.clear();
-    const auto in = [](const std::vector<int32_t>& list) {
-      return [&list](int32_t i) { return std::find(list.begin(), list.end(), i) != list.end(); };
-    };
     while (static_cast<int32_t>(chosen.size()) < w.groups_per_token)
       chosen.push_back(groups.draw_other(random, in(chosen)));
-    std::vector<double> load;
-    for (int32_t g : chosen) load.push_back(group_load[g]);
-    const Urn among(std::move(load));
+    std::optional<Urn> among;
+    if (w.groups > 1) among.emplace(picked(group_load, chosen));
     while (static_cast<int32_t>(ids.size()) < w.top_k) {
-      const int32_t g = w.groups == 1 ? 0 : chosen[among.draw(random)];
-      const int32_t e =
-          members[g].draw_other(random, [&](int32_t i) { return in(ids)(g * size + i); });
-      if (e >= 0) ids.push_back(g * size + e);
+      const int32_t g =
+          among ? chosen[among->draw_other(random, [&](int32_t i) { return full(chosen[i]); })] : 0;
+      ids.push_back(g * size + members[g].draw_other(
+                                   random, [&](int32_t i) { return in(ids)(g * size + i); }));
     }
     std::sort(ids.begin(), ids.end());
     out.add(ids, 1);

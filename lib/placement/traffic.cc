@@ -1,17 +1,18 @@
 // Experts that tokens choose together belong on one node: then a token visits fewer nodes. The
 // opposite of what subset planning wants (see subset.cc), hence the objective decides.
-#include "placement/traffic.h"
-
 #include <limits>
 
 #include "placement/balanced.h"
 #include "placement/eplb.h"
 #include "placement/evaluate.h"
 #include "placement/replica_hash.h"
+#include "placement/sample.h"
 
 namespace moe {
 namespace placement {
 namespace {
+
+constexpr int64_t kTrafficPairs = 400'000'000;  // looked at, all layers together
 
 // Which nodes drawn tokens visit, when slots trade places. Copies of an expert serve tokens by
 // position; each slot has its own tokens then, and an exchange of slots changes nothing else.
@@ -214,12 +215,11 @@ LayerPlacement plan_traffic(const LayerProblem& layer, const ExpertSets& tokens,
   return best;
 }
 
-}  // namespace
-
-LayerPlacement traffic_layer(const LayerProblem& layer, const ExpertSets& tokens,
-                             const LayerPlacement& even, int64_t max_pairs) {
+// Every rank's load stays close to that of the best balance that is found.
+LayerPlacement traffic_layer(const LayerProblem& layer, int64_t max_pairs) {
   constexpr double kBalance = 0.97;  // of the best
   const Cluster& cluster = layer.cluster;
+  const LayerPlacement even = balance_from_scratch(cluster, layer.usage.tokens);
   std::vector<LayerPlacement> starts = {even};
   const double imbalance = value_of(Objective::tokens, layer, even, {});
   const int32_t groups = layer.workload.groups, nodes = cluster.nodes();
@@ -229,17 +229,17 @@ LayerPlacement traffic_layer(const LayerProblem& layer, const ExpertSets& tokens
                                cluster.ranks())});
   }
   const double limit = std::max(imbalance, std::min(imbalance / kBalance, eplb_imbalance(layer)));
-  return plan_traffic(layer, tokens, limit, starts, max_pairs);
+  return plan_traffic(layer, draw_tokens(layer), limit, starts, max_pairs);
 }
 
+}  // namespace
 }  // namespace placement
 
 Result<Placement> place_traffic(const PlacementProblem& problem) {
   using namespace placement;
   const auto layers = static_cast<int64_t>(problem.usage.layers.size());
   return place_each_layer(problem, [&](const LayerProblem& layer) -> Result<LayerPlacement> {
-    const LayerPlacement even = balance_from_scratch(layer.cluster, layer.usage.tokens);
-    return traffic_layer(layer, draw_samples(layer).tokens, even, kTrafficPairs / layers);
+    return traffic_layer(layer, kTrafficPairs / layers);
   });
 }
 

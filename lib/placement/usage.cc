@@ -76,9 +76,13 @@ Status validate(const UsageTrace& usage) {
     return invalid_argument({.phase = Phase::plan}, "the usage has no layers");
   if (usage.top_k < 0)
     return invalid_argument({.phase = Phase::plan}, "the usage's top_k is {}", usage.top_k);
-  for (const LayerUsage& layer : usage.layers) {
-    const Status status = validate_layer(layer);
-    if (!status.ok()) return status.at({.layer = layer.layer, .phase = Phase::plan});
+  for (size_t i = 0; i < usage.layers.size(); ++i) {
+    const int32_t index = usage.layers[i].layer;
+    const Place place{.layer = index, .phase = Phase::plan};
+    if (i > 0 && index <= usage.layers[i - 1].layer)
+      return invalid_argument(place, "comes after layer {}; wanted ascending layers",
+                              usage.layers[i - 1].layer);
+    if (Status status = validate_layer(usage.layers[i]); !status.ok()) return status.at(place);
   }
   return {};
 }

@@ -14,7 +14,15 @@ class UsageBuilder {
  public:
   static constexpr int32_t kMaxLayer = 1 << 16, kMaxExpert = 1 << 16;
 
-  // `ids` in any order.
+  // How many experts the layer has, where a file says it.
+  Status set_experts(int64_t layer, int32_t experts) {
+    if (layer < 0 || layer >= kMaxLayer || experts < 1 || experts > kMaxExpert)
+      return invalid_argument({}, "layer {} with {} experts: out of range", layer, experts);
+    layers_[static_cast<int32_t>(layer)].experts = experts;
+    return {};
+  }
+
+  // `ids` in any order; none is no set.
   Status add_token(int64_t layer, std::vector<int32_t> ids) {
     std::sort(ids.begin(), ids.end());
     if (std::adjacent_find(ids.begin(), ids.end()) != ids.end())
@@ -22,7 +30,8 @@ class UsageBuilder {
                               "a token names expert {} twice",
                               *std::adjacent_find(ids.begin(), ids.end()));
     for (int32_t id : ids) MOE_RETURN_IF_ERROR(add_count(layer, id, 1));
-    if (top_k_ == 0) top_k_ = static_cast<int32_t>(ids.size());
+    if (ids.empty()) return {};
+    top_k_ = std::max(top_k_, static_cast<int32_t>(ids.size()));
     layers_[static_cast<int32_t>(layer)].sets[std::move(ids)] += 1;
     return {};
   }
@@ -30,7 +39,7 @@ class UsageBuilder {
   // `count` tokens chose exactly `ids` (ascending).
   Status add_set(int64_t layer, const std::vector<int32_t>& ids, double count) {
     for (int32_t id : ids) MOE_RETURN_IF_ERROR(add_count(layer, id, count));
-    if (top_k_ == 0) top_k_ = static_cast<int32_t>(ids.size());
+    top_k_ = std::max(top_k_, static_cast<int32_t>(ids.size()));
     layers_[static_cast<int32_t>(layer)].sets[ids] += count;
     return {};
   }
@@ -46,18 +55,19 @@ class UsageBuilder {
   }
 
   Result<UsageTrace> finish(const UsageFileOptions& options) {
-    size_t experts = 0;
-    for (const auto& [index, layer] : layers_) experts = std::max(experts, layer.tokens.size());
-    if (options.experts > 0) {
-      if (experts > static_cast<size_t>(options.experts))
-        return invalid_argument({}, "the file names expert {}, but the layer has {}", experts - 1,
-                                options.experts);
-      experts = options.experts;
+    int32_t experts = options.experts;
+    for (const auto& [index, layer] : layers_) {
+      const auto seen = static_cast<int32_t>(layer.tokens.size());
+      const int32_t known = layer.experts > 0 ? layer.experts : options.experts;
+      if (known > 0 && seen > known)
+        return invalid_argument({.layer = index}, "the file names expert {}, but the layer has {}",
+                                seen - 1, known);
+      experts = std::max(experts, seen);
     }
     UsageTrace trace{top_k_, {}};
     for (auto& [index, layer] : layers_) {
       LayerUsage usage{index, std::move(layer.tokens), {}, {}};
-      usage.tokens.resize(experts, 0.0);
+      usage.tokens.resize(layer.experts > 0 ? layer.experts : experts, 0.0);
       ExpertSets sets;
       for (const auto& [ids, count] : layer.sets) sets.add(ids, count);
       usage.sets = options.coverage < 1 ? prune(sets, options.coverage) : std::move(sets);
@@ -68,6 +78,7 @@ class UsageBuilder {
 
  private:
   struct Layer {
+    int32_t experts = 0;  // 0: the file does not say
     std::vector<double> tokens;
     std::map<std::vector<int32_t>, double> sets;
   };

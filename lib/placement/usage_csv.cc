@@ -10,7 +10,7 @@ namespace {
 
 // Where the columns that matter are; -1 if absent.
 struct Columns {
-  int layer = -1, expert = -1, expert_a = -1, expert_b = -1, count = -1;
+  int layer = -1, experts = -1, expert = -1, expert_a = -1, expert_b = -1, count = -1;
   std::vector<int> ids;  // e0, e1, ...
   size_t fields = 0;
 };
@@ -20,6 +20,7 @@ Columns find_columns(std::string_view header) {
   for (std::string_view name : split(header, ',')) {
     const int at = static_cast<int>(columns.fields++);
     if (name == "layer") columns.layer = at;
+    if (name == "experts") columns.experts = at;
     if (name == "expert") columns.expert = at;
     if (name == "expert_a") columns.expert_a = at;
     if (name == "expert_b") columns.expert_b = at;
@@ -48,9 +49,15 @@ Status add_row(const Columns& columns, const std::vector<std::string_view>& fiel
     return value.value_or(0);
   };
   const int32_t layer = integer(columns.layer);
+  if (columns.experts >= 0) {
+    const int32_t experts = integer(columns.experts);
+    MOE_RETURN_IF_ERROR(bad);
+    MOE_RETURN_IF_ERROR(builder.set_experts(layer, experts));
+  }
   if (!columns.ids.empty()) {
     std::vector<int32_t> ids;
-    for (int column : columns.ids) ids.push_back(integer(column));
+    for (int column : columns.ids)
+      if (!fields[column].empty()) ids.push_back(integer(column));  // empty: none, as in a trace
     MOE_RETURN_IF_ERROR(bad);
     return builder.add_token(layer, std::move(ids));
   }

@@ -5,15 +5,31 @@
 namespace moe::placement {
 namespace {
 
-// Appends the numbers of an array, wherever T can hold them.
+Status wanted_array(const Json& json) {
+  if (json.is_array()) return {};
+  return invalid_argument({}, "wanted an array of numbers, got {}", to_string(json.kind()));
+}
+
 template <class T>
 Status append_numbers(const Json& array, std::vector<T>& out) {
-  if (!array.is_array())
-    return invalid_argument({}, "wanted an array of numbers, got {}", to_string(array.kind()));
+  MOE_RETURN_IF_ERROR(wanted_array(array));
   for (const Json& item : array.items()) {
     const std::optional<double> number = item.number();
     if (!number) return invalid_argument({}, "wanted a number, got {}", to_string(item.kind()));
     out.push_back(static_cast<T>(*number));
+  }
+  return {};
+}
+
+// The first `count` of an array that are to be experts.
+Status append_experts(const Json& array, size_t count, std::vector<int32_t>& out) {
+  MOE_RETURN_IF_ERROR(wanted_array(array));
+  for (size_t i = 0; i < count; ++i) {
+    const std::optional<int64_t> expert = array.items()[i].integer();
+    if (!expert || *expert < 0 || *expert >= UsageBuilder::kMaxExpert)
+      return invalid_argument({}, "entry {} is no expert; wanted an integer from 0 to {}", i,
+                              UsageBuilder::kMaxExpert - 1);
+    out.push_back(static_cast<int32_t>(*expert));
   }
   return {};
 }
@@ -63,11 +79,12 @@ Result<UsageTrace> parse_logical_count(const Json& counts) {
 // [[id, id, ..., count], ...]
 Status parse_sets(const Json& array, ExpertSets& sets) {
   for (const Json& entry : array.items()) {
-    std::vector<double> numbers;
-    MOE_RETURN_IF_ERROR(append_numbers(entry, numbers));
-    if (numbers.size() < 2) return invalid_argument({}, "a set needs an expert and a count");
-    const std::vector<int32_t> ids(numbers.begin(), numbers.end() - 1);
-    sets.add(ids, numbers.back());
+    const size_t size = entry.items().size();
+    const std::optional<double> count = size < 2 ? std::nullopt : entry.items().back().number();
+    if (!count) return invalid_argument({}, "a set needs an expert and a count");
+    std::vector<int32_t> experts;
+    MOE_RETURN_IF_ERROR(append_experts(entry, size - 1, experts));
+    sets.add(experts, *count);
   }
   return {};
 }
@@ -75,12 +92,16 @@ Status parse_sets(const Json& array, ExpertSets& sets) {
 Result<UsageTrace> parse_own(const Json& json) {
   UsageTrace trace;
   MOE_ASSIGN_OR_RETURN(const int64_t top_k, json.integer("top_k", 0));
+  if (top_k < 0 || top_k > UsageBuilder::kMaxExpert)
+    return invalid_argument({}, "top_k is {}", top_k);
   trace.top_k = static_cast<int32_t>(top_k);
   const Json* layers = json.find("layers");
   if (!layers) return invalid_argument({}, "has no \"layers\"");
   for (const Json& entry : layers->items()) {
     LayerUsage layer;
     MOE_ASSIGN_OR_RETURN(const int64_t index, entry.integer("layer"));
+    if (index < 0 || index >= UsageBuilder::kMaxLayer)
+      return invalid_argument({}, "layer {} is out of range", index);
     layer.layer = static_cast<int32_t>(index);
     if (const Json* tokens = entry.find("tokens"))
       MOE_RETURN_IF_ERROR(append_numbers(*tokens, layer.tokens));
@@ -118,7 +139,7 @@ Result<UsageTrace> parse_usage_lines(std::string_view text, const UsageFileOptio
     const Json* experts = json.find("experts");
     if (!experts) return invalid_argument({}, "has no \"experts\"");
     std::vector<int32_t> ids;
-    MOE_RETURN_IF_ERROR(append_numbers(*experts, ids));
+    MOE_RETURN_IF_ERROR(append_experts(*experts, experts->items().size(), ids));
     return builder.add_token(layer, std::move(ids));
   };
   Status status;

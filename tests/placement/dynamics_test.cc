@@ -22,6 +22,9 @@ TEST_CASE("usage files: each format, there and back", "[placement]") {
   CHECK(csv.layers[0].tokens == std::vector<double>{1, 3, 0, 2});
   REQUIRE(csv.layers[0].sets.size() == 2);
   CHECK(csv.layers[0].sets.counts == std::vector<double>{1, 2});
+  const UsageTrace trace = must(parse_usage("layer,experts,e0,e1\n0,6,3,1\n0,6,2,\n0,6,,\n"));
+  CHECK(trace.layers[0].tokens == std::vector<double>{0, 1, 1, 1, 0, 0});  // as TraceWriter writes
+  CHECK(trace.layers[0].sets.total() == 2);
   const UsageTrace lines = must(
       parse_usage("{\"layer\": 0, \"experts\": [1, 0]}\n{\"layer\": 0, \"experts\": [1, 2]}\n"));
   CHECK(lines.layers[0].tokens == std::vector<double>{1, 2, 1});
@@ -38,6 +41,11 @@ TEST_CASE("usage files: each format, there and back", "[placement]") {
   for (const char* bad :
        {"", "{}", "{\"logical_count\": 3}", "{\"logical_count\": [[1],[1,2],[\"x\"]]}",
         "a,b\n1,2\n", "layer,e0,e1\n0,1\n", "layer,e0,e1\n0,1,1\n", "layer,e0\n0,x\n",
+        "layer,experts,e0\n0,2,2\n", "{\"layer\":0,\"experts\":[0.5]}",
+        "{\"layer\":0,\"experts\":[1e30]}",
+        "{\"format\":\"moe-usage-1\",\"top_k\":1e12,\"layers\":[{\"layer\":0,\"tokens\":[1]}]}",
+        "{\"format\":\"moe-usage-1\",\"layers\":[{\"layer\":1,\"tokens\":[1]},"
+        "{\"layer\":1,\"tokens\":[1]}]}",
         "{\"logical_count\": [[-1, 2]]}", "{\"layer\":0,\"experts\":[99999999]}",
         "{\"format\":\"moe-usage-1\",\"layers\":[{\"layer\":0,\"tokens\":[1],"
         "\"sets\":[[5,1]]}]}"}) {
@@ -53,12 +61,7 @@ TEST_CASE("published traces are read", "[placement][mission-72]") {
   CHECK(mixtral.layers.size() == 32);
   CHECK(mixtral.top_k == 2);
   CHECK(mixtral.layers[0].experts() == 8);
-  const auto file = std::filesystem::temp_directory_path() / "moe_gptoss_usage_test.csv";
-  const std::string command = "gzip -dc '" + shared_dir() +
-                              "/traces/gptoss20b/gptoss20b_top4_traces.csv.gz' > " + file.string();
-  REQUIRE(std::system(command.c_str()) == 0);
-  const UsageTrace gptoss = must(read_usage(file.string()));
-  std::filesystem::remove(file);
+  const UsageTrace gptoss = shared_usage("gptoss20b/gptoss20b_top4_traces.csv.gz");
   CHECK(gptoss.layers.size() == 24);
   CHECK(gptoss.top_k == 4);
   CHECK(gptoss.layers[5].sets.total() == 5432);
@@ -318,6 +321,13 @@ TEST_CASE("placements and links as JSON, there and back", "[placement]") {
   Cluster cluster = must(Cluster::uniform(2, 2, 2));
   REQUIRE(parse_links(R"({"rack": {"bytes_per_second": 1e9}})", "links", cluster).ok());
   CHECK(cluster.byte_seconds(0, 1) == Approx(1e-9));
-  CHECK_FALSE(parse_links(R"({"seconds_per_byte": [[0]]})", "links", cluster).ok());
+  for (const char* bad :
+       {R"({"seconds_per_byte": [[0]]})", "[[0, 1], [1]]", "[[0, 1, 1], [0]]",
+        "[[0, \"x\"], [1, 0]]", "[[0, -1], [1, 0]]", "", R"({"rack": {"bytes_per_second": 0}})"}) {
+    INFO(bad);
+    CHECK(parse_links(bad, "links", cluster).code() == StatusCode::invalid_argument);
+  }
   CHECK(cluster.seconds_per_byte.empty());
+  REQUIRE(parse_links("[[0, 2], [3, 0]]", "links", cluster).ok());
+  CHECK(cluster.byte_seconds(1, 0) == 3);
 }

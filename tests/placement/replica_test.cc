@@ -59,29 +59,111 @@ double brute_split(const ReplicaTable& table, const std::vector<double>& counts)
 
 }  // namespace
 
-TEST_CASE("matching equals brute force for all subsets of up to 12 experts on up to 4 ranks",
+namespace {
+
+// What matching must find, by Hall's theorem: the fullest set of ranks is as full as what only it
+// can take demands.
+int32_t hall_match(const ReplicaTable& table, const std::vector<int32_t>& active) {
+  int32_t best = 0;
+  for (uint32_t ranks = 1; ranks < 1u << table.ranks; ++ranks) {
+    const auto inside = std::count_if(active.begin(), active.end(), [&](int32_t e) {
+      return std::all_of(table.rank.begin() + table.first[e],
+                         table.rank.begin() + table.first[e + 1],
+                         [&](int32_t rank) { return (ranks >> rank) & 1; });
+    });
+    const int size = std::popcount(ranks);
+    best = std::max(best, static_cast<int32_t>((inside + size - 1) / size));
+  }
+  return best;
+}
+
+// The choice is one copy of each expert, and the busiest rank has as many as is said.
+void check_match(const ReplicaTable& table, const std::vector<int32_t>& active, int32_t wanted) {
+  std::vector<int32_t> copies(active.size(), -1), load(table.ranks, 0);
+  const Result<int32_t> busiest = match_replicas(table, active, copies);
+  if (!busiest.ok() || *busiest != wanted) FAIL("not the fewest: wanted " << wanted);
+  for (size_t i = 0; i < active.size(); ++i) {
+    if (copies[i] < table.first[active[i]] || copies[i] >= table.first[active[i] + 1])
+      FAIL("copy of another expert");
+    ++load[table.rank[copies[i]]];
+  }
+  if (*std::max_element(load.begin(), load.end()) != wanted) FAIL("another load than returned");
+}
+
+// `size` experts for each set of ranks that could hold one: expert e's ranks are the bits of
+// e / size + 1.
+ReplicaTable table_of_all_sets(int32_t ranks, int32_t size) {
+  ReplicaTable table;
+  table.ranks = ranks;
+  table.first = {0};
+  for (int32_t mask = 1; mask < 1 << ranks; ++mask)
+    for (int32_t i = 0; i < size; ++i) {
+      for (int32_t r = 0; r < ranks; ++r)
+        if ((mask >> r) & 1) table.rank.push_back(r);
+      table.first.push_back(static_cast<int32_t>(table.rank.size()));
+    }
+  table.slot.resize(table.rank.size());
+  std::iota(table.slot.begin(), table.slot.end(), 0);
+  return table;
+}
+
+// Every subset of every table of up to `experts` experts on `ranks` ranks: what a match finds
+// depends only on how many active experts each set of ranks holds, and every such multiset is here.
+// Returns how many there were.
+int64_t check_all_tables(int32_t ranks, int32_t experts) {
+  const ReplicaTable table = table_of_all_sets(ranks, experts);
+  placement::Random random(seed());
+  std::vector<int32_t> active, shuffled;
+  int64_t checked = 0;
+  std::function<void(int32_t)> add_from = [&](int32_t mask) {
+    shuffled = active;
+    for (size_t i = shuffled.size(); i > 1; --i)
+      std::swap(shuffled[i - 1], shuffled[random.below(static_cast<int64_t>(i))]);
+    check_match(table, shuffled, hall_match(table, active));
+    ++checked;
+    if (static_cast<int32_t>(active.size()) == experts) return;
+    for (; mask < (1 << ranks) - 1; ++mask) {
+      const auto same = std::count_if(active.begin(), active.end(),
+                                      [&](int32_t e) { return e / experts == mask; });
+      active.push_back(mask * experts + static_cast<int32_t>(same));
+      add_from(mask);
+      active.pop_back();
+    }
+  };
+  add_from(0);
+  return checked;
+}
+
+}  // namespace
+
+TEST_CASE("matching equals brute force for all subsets of random tables",
           "[placement][mission-74]") {
   placement::Random random(seed());
   for (int32_t ranks = 1; ranks <= 4; ++ranks)
-    for (int32_t experts : {5, 9, 12}) {
+    for (int32_t experts = 1; experts <= 10; ++experts) {
       const ReplicaTable table = random_table(random, experts, ranks);
       for (uint32_t set = 0; set < 1u << experts; ++set) {
-        std::vector<int32_t> active, copies;
+        std::vector<int32_t> active;
         for (int32_t e = 0; e < experts; ++e)
           if ((set >> e) & 1) active.push_back(e);
-        copies.assign(active.size(), -1);
-        const int32_t busiest = must(match_replicas(table, active, copies));
-        std::vector<int32_t> load(ranks, 0);
-        for (size_t i = 0; i < active.size(); ++i) {
-          if (copies[i] < table.first[active[i]] || copies[i] >= table.first[active[i] + 1])
-            FAIL("copy of another expert");
-          ++load[table.rank[copies[i]]];
-        }
-        if (busiest != brute_match(table, active) ||
-            busiest != *std::max_element(load.begin(), load.end()))
-          FAIL("set " << set << " of " << experts << " experts on " << ranks << " ranks");
+        const int32_t wanted = brute_match(table, active);
+        if (wanted != hall_match(table, active)) FAIL("Hall's theorem and brute force differ");
+        check_match(table, active, wanted);
       }
     }
+}
+
+TEST_CASE("matching is exact for all subsets of all tables of 12 experts on up to 3 ranks",
+          "[placement][mission-74]") {
+  CHECK(check_all_tables(1, 12) == 13);
+  CHECK(check_all_tables(2, 12) == 455);    // 15 over 3
+  CHECK(check_all_tables(3, 12) == 50388);  // 19 over 7
+  CHECK(check_all_tables(4, 5) == 15504);   // 20 over 5
+}
+
+TEST_CASE("matching is exact for all subsets of all tables of 12 experts on 4 ranks",
+          "[placement][mission-74][slow]") {
+  CHECK(check_all_tables(4, 12) == 17383860);  // 27 over 12
 }
 
 TEST_CASE("the LP split is exact", "[placement]") {

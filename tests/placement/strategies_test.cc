@@ -388,6 +388,25 @@ TEST_CASE("bad problems are refused with the numbers", "[placement]") {
   CHECK_FALSE(evaluate({usage, cluster}, {{{0, {0, 1, 2, 2}}}}).ok());
 }
 
+TEST_CASE("idle experts and idle groups are planned, too", "[placement]") {
+  const Cluster cluster = must(Cluster::uniform(2, 5, 2));
+  for (const std::vector<double>& tokens : {std::vector<double>{5, 3, 1, 2, 0, 0, 0, 0},
+                                            {0, 0, 0, 0, 0, 0, 0, 7},
+                                            {0, 1, 0, 0, 1, 0, 0, 0}}) {
+    const UsageTrace usage = one_layer(tokens);
+    for (int32_t groups : {1, 2, 4})
+      for (int64_t step : {0, 1, 7}) {
+        PlacementProblem problem{usage, cluster};
+        problem.workload.groups = groups;
+        problem.workload.top_k = 6;  // more than a group, or all that is busy, has
+        problem.workload.tokens_per_step = step;
+        const Placement placement = placed("auto", problem);
+        REQUIRE(validate(placement, cluster, usage).ok());
+        CHECK(predicted(problem, placement).us > 0);
+      }
+  }
+}
+
 TEST_CASE("load statistics and both balancednesses by hand",
           "[placement][mission-68][mission-70]") {
   const LoadStatistics s = load_statistics(std::vector<double>{10, 30, 20, 40}, 0);

@@ -1,5 +1,6 @@
 """The program `moe` from the outside: program_test.py MOE SHARED CASE."""
 import array
+import gzip
 import json
 import math
 import os
@@ -251,6 +252,11 @@ def plan():
     # Unequal ranks, a costly link, and what makes no sense.
     uneven = moe_json("plan", "--usage", usage, "--ranks", 3, "--slots", "2,3,5")
     assert len(uneven["plans"][0]["layers"][0]["expert_of_slot"]) == 10
+    refused = moe_json("plan", "--usage", usage, "--ranks", 3, "--slots", "2,3,5", "--strategy",
+                       "eplb", "--strategy", "round-robin", "--strategy", "linear")
+    assert [one["strategy"] for one in refused["plans"]] == ["linear", "auto"]
+    assert [one["strategy"] for one in refused["refused"]] == ["eplb", "round-robin"]
+    assert "equal numbers of slots" in refused["refused"][0]["reason"]
     links = os.path.join(TMP.name, "links.json")
     with open(links, "w") as file:
         json.dump({"rack": {"bytes_per_second": 1e6}}, file)
@@ -264,6 +270,15 @@ def plan():
     moe("plan", "--usage", usage, "--ranks", 2, "--objective", "money", code=2)
     assert "8 experts" in moe("plan", "--usage", usage, "--ranks", 1, "--slots", 3, code=1).stderr
     moe("plan", "--usage", usage + "x", "--ranks", 2, code=1)
+    empty = os.path.join(TMP.name, "empty.json")
+    open(empty, "w").close()
+    assert "the usage is empty" in moe("plan", "--usage", empty, "--ranks", 2, code=1).stderr
+    moe("plan", "--usage", usage, "--ranks", 2, "--links", empty, code=1)
+    packed = usage + ".gz"
+    with gzip.open(packed, "wb") as file:
+        file.write(open(usage, "rb").read())
+    few = moe_json("plan", "--usage", packed, "--ranks", 2, "--coverage", 0.8)
+    assert len(few["plans"][0]["layers"]) == 2
     moe("plan", "--usage", usage, "--ranks", 2, "--links", usage, code=1)
     moe("plan", "--usage", usage, "--ranks", 4, "--previous", before, code=1)
 
