@@ -151,7 +151,7 @@ LayerPrediction predict(const LayerProblem& layer, const LayerPlacement& placeme
   const Traffic traffic = mean_traffic(layer, placement, samples.tokens);
   std::copy(std::begin(traffic.rows), std::end(traffic.rows), out.rows);
 
-  const double rank_tokens = step_tokens(w, cluster) / cluster.ranks();
+  const double rank_tokens = static_cast<double>(w.tokens_per_step) / cluster.ranks();
   const double read = out.active * w.expert_bytes / cluster.device.bytes_per_second;
   const double math =
       rank_tokens * w.top_k * imbalance * w.flops_per_row / cluster.device.flops_per_second;
@@ -178,7 +178,7 @@ namespace {
 Objective limit_of(const LayerProblem& layer, const Samples& samples) {
   const Workload& w = layer.workload;
   const Cluster& cluster = layer.cluster;
-  const double rank_tokens = step_tokens(w, cluster) / cluster.ranks();
+  const double rank_tokens = static_cast<double>(w.tokens_per_step) / cluster.ranks();
   double active = 0;
   for (int64_t i = 0; i < samples.steps.size(); ++i)
     active += samples.steps.counts[i] * static_cast<double>(samples.steps[i].size());
@@ -235,7 +235,7 @@ Result<Prediction> evaluate(const PlacementProblem& problem, const Placement& pl
     const auto samples = placement::draw_samples(problem);
     Prediction out;
     out.objective = placement::resolved_objective(problem, samples);
-    const double tokens = placement::step_tokens(workload, problem.cluster);
+    const auto tokens = static_cast<double>(workload.tokens_per_step);
     std::vector<double> load, single_load;  // of all layers, (layers, ranks)
     const auto append = [](std::vector<double>& to, const std::vector<double>& more) {
       to.insert(to.end(), more.begin(), more.end());

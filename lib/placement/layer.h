@@ -11,7 +11,7 @@ namespace moe::placement {
 struct LayerProblem {
   const LayerUsage& usage;
   const Cluster& cluster;
-  const Workload& workload;  // top_k and groups_per_token are resolved
+  const Workload& workload;  // resolved
   const LayerPlacement* previous = nullptr;
 
   int32_t experts() const { return usage.experts(); }
@@ -21,9 +21,6 @@ Status validate(const PlacementProblem& problem);
 
 // With the numbers that "0" stands for.
 Workload resolved(const PlacementProblem& problem);
-
-// tokens_per_step, or many.
-double step_tokens(const Workload& workload, const Cluster& cluster);
 
 LayerProblem layer_problem(const PlacementProblem& problem, const Workload& workload, size_t layer);
 

@@ -4,8 +4,18 @@
 
 namespace moe::placement {
 namespace {
-// Per rank, when the host does not say: far beyond every device's crossover.
-constexpr double kManyTokens = 4096;
+// So many tokens of all ranks together that compute is the limit: every expert gets a multiple of
+// the rows whose arithmetic takes as long as reading its weights.
+int64_t many_tokens(const Workload& w, const Cluster& cluster, int32_t experts) {
+  constexpr double kPerRank = 4096, kBeyondCrossover = 4;
+  const DeviceRates& device = cluster.device;
+  const double crossover = w.flops_per_row > 0 ? device.flops_per_second * w.expert_bytes /
+                                                     (device.bytes_per_second * w.flops_per_row)
+                                               : 0;
+  const double tokens = std::max(kPerRank * cluster.ranks(),
+                                 kBeyondCrossover * crossover * experts / std::max(w.top_k, 1));
+  return static_cast<int64_t>(std::min(tokens, 1e15));
+}
 
 Status validate_workload(const Workload& w, const LayerUsage& usage) {
   const Place place{.layer = usage.layer, .phase = Phase::plan};
@@ -45,20 +55,19 @@ Status validate(const PlacementProblem& problem) {
 
 Workload resolved(const PlacementProblem& problem) {
   Workload w = problem.workload;
-  int32_t experts = INT32_MAX;
-  for (const LayerUsage& layer : problem.usage.layers) experts = std::min(experts, layer.experts());
+  int32_t experts = INT32_MAX, most = 0;
+  for (const LayerUsage& layer : problem.usage.layers) {
+    experts = std::min(experts, layer.experts());
+    most = std::max(most, layer.experts());
+  }
   if (w.top_k == 0) w.top_k = problem.usage.top_k > 0 ? problem.usage.top_k : 8;
   w.top_k = std::min(w.top_k, experts);
+  if (w.tokens_per_step == 0) w.tokens_per_step = many_tokens(w, problem.cluster, most);
   if (w.groups_per_token == 0) w.groups_per_token = (w.groups + 1) / 2;
   // Too few groups for top_k distinct experts would leave tokens short.
   while (w.groups_per_token < w.groups && w.groups_per_token * (experts / w.groups) < w.top_k)
     ++w.groups_per_token;
   return w;
-}
-
-double step_tokens(const Workload& workload, const Cluster& cluster) {
-  if (workload.tokens_per_step > 0) return static_cast<double>(workload.tokens_per_step);
-  return kManyTokens * cluster.ranks();
 }
 
 LayerProblem layer_problem(const PlacementProblem& problem, const Workload& workload,

@@ -122,7 +122,7 @@ ExpertSets draw_tokens(const LayerProblem& layer, int64_t count) {
 }
 
 ExpertSets draw_steps(const LayerProblem& layer) {
-  const double tokens = step_tokens(layer.workload, layer.cluster);
+  const auto tokens = static_cast<double>(layer.workload.tokens_per_step);
   if (tokens == 1 && layer.usage.sets.size() > 0) return layer.usage.sets;
   ExpertSets out;
   std::vector<int32_t> active;

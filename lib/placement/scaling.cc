@@ -3,6 +3,7 @@
 
 #include "core/error.h"
 #include "moe/rebalance.h"
+#include "placement/layer.h"
 
 namespace moe {
 namespace {
@@ -70,7 +71,7 @@ Result<ScalingAdvice> scaling_advice(const PlacementProblem& problem, double uti
                                 static_cast<double>(problem.usage.layers.size());
     PlacementProblem same{problem.usage, problem.cluster, problem.workload, problem.objective};
     // The same demand on other ranks.
-    if (same.workload.tokens_per_step == 0) same.workload.tokens_per_step = int64_t{4096} * now;
+    same.workload.tokens_per_step = placement::resolved(problem).tokens_per_step;
     MOE_ASSIGN_OR_RETURN(out.us_now, step_us(same));
     out.us_then = out.us_now;
     if (out.ranks != now) {

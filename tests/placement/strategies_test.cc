@@ -343,6 +343,46 @@ TEST_CASE("the objective flips: decode spreads the pair that link-bound prefill 
   CHECK(rank_of(grouped, 2) == rank_of(grouped, 3));
 }
 
+TEST_CASE("steps of unknown size are limited by compute, on one rank as on many", "[placement]") {
+  placement::Random random(seed());
+  for (int32_t experts : {8, 256, 4096})
+    for (int32_t ranks : {1, 2, 8}) {
+      const UsageTrace usage = one_layer(random_tokens(random, experts));
+      const Cluster cluster = must(Cluster::exact(ranks, experts));
+      for (double bits : {4.0, 8.0, 16.0, 32.0}) {
+        PlacementProblem problem{usage, cluster};
+        problem.workload.expert_bytes *= bits / 8;
+        CHECK(must(limiting_objective(problem)) == Objective::tokens);
+      }
+    }
+}
+
+TEST_CASE("expected distinct experts: the formula, and gpt-oss's measured numbers",
+          "[placement][mission-72]") {
+  const auto distinct = [](const UsageTrace& usage, int64_t tokens) {
+    const Cluster cluster = must(Cluster::uniform(1, usage.layers[0].experts()));
+    PlacementProblem problem{usage, cluster};
+    problem.workload.tokens_per_step = tokens;
+    const Prediction p = predicted(problem, must(place_linear(problem)));
+    double sum = 0;
+    for (const LayerPrediction& layer : p.layers) sum += layer.active;
+    return sum / static_cast<double>(p.layers.size());
+  };
+  UsageTrace even = one_layer(std::vector<double>(64, 1.0));
+  even.top_k = 4;
+  for (int64_t tokens : {1, 2, 8, 32})
+    CHECK(distinct(even, tokens) ==
+          Approx(64 * (1 - std::pow(1 - 4.0 / 64, tokens))).epsilon(0.03));
+  if (!have_shared()) return skip("../shared is absent");
+  const UsageTrace gptoss = shared_usage("gptoss20b/gptoss20b_top4_traces.csv.gz");
+  const std::pair<int64_t, double> measured[] = {{1, 4.0},   {2, 7.2},   {4, 11.8}, {8, 17.5},
+                                                 {16, 22.6}, {32, 26.5}, {64, 28.9}};
+  for (const auto& [tokens, experts] : measured) {
+    INFO(tokens << " tokens");
+    CHECK(distinct(gptoss, tokens) == Approx(experts).epsilon(0.01));
+  }
+}
+
 TEST_CASE("a cost matrix moves traffic off the costly way", "[placement][mission-55]") {
   placement::Random random(seed());
   const Cluster flat = must(Cluster::uniform(4, 4));

@@ -156,6 +156,25 @@ TEST_CASE("1,000 small cases: branch and bound equals enumeration; greedy's rati
   CHECK(greedy_sum / kCases > 1.0001);  // else these cases could not tell greedy from the optimum
 }
 
+TEST_CASE("8 experts, 2 ranks, distributions over all 28 pairs: the optimum equals enumeration",
+          "[placement][mission-75]") {
+  placement::Random random(seed());
+  for (int i = 0; i < 40; ++i) {
+    ExpertSets pairs;
+    for (int32_t a = 0; a < 8; ++a)
+      for (int32_t b = a + 1; b < 8; ++b)
+        pairs.add(std::vector<int32_t>{a, b}, std::exp((i % 4) * 2 * random.uniform()));
+    const UsageTrace usage = with_sets(std::move(pairs), 8, 2);
+    for (int32_t slots = 4; slots <= 6; ++slots) {
+      const ExactLayer solved =
+          must(solve_subset_exact(usage.layers[0], must(Cluster::uniform(2, slots))));
+      REQUIRE(solved.proved);
+      REQUIRE(solved.cost ==
+              Approx(brute_cost(usage.layers[0].sets, 8, {slots, slots})).epsilon(1e-9));
+    }
+  }
+}
+
 TEST_CASE("unseen halves of the Mixtral trace: planned on one, scored on the other",
           "[placement][mission-76][mission-78]") {
   if (!have_shared()) return skip("../shared is absent");
