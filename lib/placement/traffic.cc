@@ -1,6 +1,8 @@
 // Experts that tokens choose together belong on one node: then a token visits fewer nodes. The
 // opposite of what subset planning wants (see subset.cc), hence the objective decides.
+#include <algorithm>
 #include <limits>
+#include <numeric>
 
 #include "placement/balanced.h"
 #include "placement/eplb.h"
@@ -138,11 +140,13 @@ class TrafficSearch {
       if (a_.load(busiest) <= cap_) return true;
       int32_t best_a = -1, best_b = -1;
       double best = std::numeric_limits<double>::infinity();
+      const std::vector<int32_t> ranks = partners();
       for (int32_t a = a_.begin(busiest); a < a_.end(busiest); ++a)
-        for (int32_t b = 0; b < a_.slots(); ++b) {
-          const double score = relief_price(busiest, a, b);
-          if (score < best) best = score, best_a = a, best_b = b;
-        }
+        for (int32_t rank : ranks)
+          for (int32_t b = a_.begin(rank); b < a_.end(rank); ++b) {
+            const double score = relief_price(busiest, a, b);
+            if (score < best) best = score, best_a = a, best_b = b;
+          }
       if (best_a < 0) return false;
       swap(best_a, best_b);
     }
@@ -159,6 +163,18 @@ class TrafficSearch {
   }
 
  private:
+  // Ranks that could take load: all, in large layers the lightest.
+  std::vector<int32_t> partners() const {
+    constexpr int32_t kLargeLayer = 2048, kLightest = 16;
+    std::vector<int32_t> ranks(a_.ranks());
+    std::iota(ranks.begin(), ranks.end(), 0);
+    if (a_.slots() <= kLargeLayer || a_.ranks() <= kLightest) return ranks;
+    std::partial_sort(ranks.begin(), ranks.begin() + kLightest, ranks.end(),
+                      [&](int32_t x, int32_t y) { return a_.load(x) < a_.load(y); });
+    ranks.resize(kLightest);
+    return ranks;
+  }
+
   double relief_price(int32_t busiest, int32_t a, int32_t b) const {
     const double now = a_.load(busiest), shift = a_.share(a_.expert(a)) - a_.share(a_.expert(b));
     if (shift <= 0 || a_.rank(b) == busiest) return std::numeric_limits<double>::infinity();
