@@ -8,6 +8,7 @@
 #include "gemm/backend.h"
 #include "model/device_model.h"
 #include "router/topk.h"
+#include "runtime/driver.h"
 #include "runtime/layer.h"
 #include "runtime/scope.h"
 #include "store/cuda_store.h"
@@ -146,11 +147,10 @@ class CudaContext final : public DeviceContext {
   // Until everything recorded so far has passed.
   Status wait(const Clock& clock, int64_t end_ns) {
     for (;;) {
-      const cudaError_t result = cudaEventQuery(last_);
+      const cudaError_t result = query_event(last_);
       if (result == cudaSuccess) return {};
       if (result != cudaErrorNotReady)
         return check(result, "finish a forward", {.phase = Phase::compute});
-      (void)cudaGetLastError();
       if (clock.now_ns() > end_ns)
         return error(StatusCode::deadline_exceeded, {.phase = Phase::compute},
                      "the deadline passed while cuda:{} computed", store_.index());
@@ -279,7 +279,6 @@ Status check_report(const ForwardReport* report) {
   cudaPointerAttributes attributes;
   const cudaError_t result = cudaPointerGetAttributes(&attributes, report);
   if (result == cudaSuccess && attributes.type == cudaMemoryTypeHost) return {};
-  (void)cudaGetLastError();
   return invalid_argument({.phase = Phase::plan},
                           "the report is not in pinned memory; the GPU writes it: allocate it with "
                           "cudaHostAlloc");

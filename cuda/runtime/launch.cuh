@@ -6,16 +6,21 @@
 
 namespace moe::cuda {
 
-// Whether the current GPU can start a kernel early.
-inline cudaError_t starts_early(int* yes) {
-  int device = 0;
-  const cudaError_t error = cudaGetDevice(&device);
-  if (error != cudaSuccess) return error;
-  int major = 0;
-  const cudaError_t asked =
-      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  *yes = major >= 9;
-  return asked;
+// Whether the build has code from before 9.0, which does not wait by itself for the kernel before.
+#ifdef MOE_CUDA_BEFORE_HOPPER
+inline constexpr bool kBeforeHopper = true;
+#else
+inline constexpr bool kBeforeHopper = false;
+#endif
+
+// Whether what runs of `kernel` on the current GPU waits by itself.
+inline cudaError_t waits(const void* kernel, int* yes) {
+  *yes = 1;
+  if (!kBeforeHopper) return cudaSuccess;
+  cudaFuncAttributes attributes;
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+  if (error == cudaSuccess) *yes = attributes.ptxVersion >= 90;
+  return error;
 }
 
 // Blocks run in clusters of `cluster`, which divides the grid.
@@ -23,7 +28,7 @@ template <typename... Params, typename... Args>
 cudaError_t launch_clusters(unsigned cluster, void (*kernel)(Params...), dim3 grid, dim3 block,
                             size_t shared_bytes, cudaStream_t stream, Args&&... args) {
   int early = 0;
-  const cudaError_t error = starts_early(&early);
+  const cudaError_t error = waits(reinterpret_cast<const void*>(kernel), &early);
   if (error != cudaSuccess) return error;
   cudaLaunchAttribute attributes[2] = {};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;

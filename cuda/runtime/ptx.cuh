@@ -203,8 +203,8 @@ __device__ inline void fewer_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
-// Programmatic dependent launch: wait for the kernel before; let the kernel after start. Cards
-// before 9.0 start a kernel when the one before it has ended (runtime/launch.cuh).
+// Programmatic dependent launch: wait for the kernel before; let the kernel after start. Before 9.0
+// a kernel starts when the one before it has ended (runtime/launch.cuh).
 __device__ inline void wait_for_previous_kernel() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");

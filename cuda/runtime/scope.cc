@@ -1,19 +1,25 @@
 #include "runtime/scope.h"
 
+#include "runtime/driver.h"
 #include "runtime/probe.h"
 
 namespace moe::cuda {
 
 DeviceScope::DeviceScope(int32_t device) {
+  static auto* const current = driver_function<decltype(cuCtxGetCurrent)>("cuCtxGetCurrent");
+  if (!current || current(&context_) != CUDA_SUCCESS) context_ = nullptr;
   if (cudaGetDevice(&before_) != cudaSuccess) before_ = -1;
-  if (before_ != device) (void)cudaSetDevice(device);
+  (void)cudaSetDevice(device);
   (void)cudaThreadExchangeStreamCaptureMode(&mode_);
 }
 
 DeviceScope::~DeviceScope() {
+  static auto* const set = driver_function<decltype(cuCtxSetCurrent)>("cuCtxSetCurrent");
   (void)cudaThreadExchangeStreamCaptureMode(&mode_);
   int now = -1;
-  if (before_ >= 0 && cudaGetDevice(&now) == cudaSuccess && now != before_)
+  if (context_ && set)
+    (void)set(context_);
+  else if (before_ >= 0 && cudaGetDevice(&now) == cudaSuccess && now != before_)
     (void)cudaSetDevice(before_);
 }
 
@@ -49,22 +55,19 @@ Status driver_too_old(int32_t device) {
 
 Status check(cudaError_t error, const char* what, const Place& place) {
   if (error == cudaSuccess) return {};
-  (void)cudaGetLastError();
   return moe::error(code_of(error), place, "CUDA failed to {}: {} ({})", what,
                     cudaGetErrorString(error), static_cast<int>(error));
 }
 
 Status check_device(int32_t device) {
   const Place place = {.phase = Phase::plan};
+  const ErrorScope errors;
   int count = 0;
   const cudaError_t counted = cudaGetDeviceCount(&count);
-  if (counted == cudaErrorInsufficientDriver)
-    return (void)cudaGetLastError(), driver_too_old(device);
-  if (counted == cudaErrorNoDevice || (counted == cudaSuccess && count == 0)) {
-    (void)cudaGetLastError();
+  if (counted == cudaErrorInsufficientDriver) return driver_too_old(device);
+  if (counted == cudaErrorNoDevice || (counted == cudaSuccess && count == 0))
     return error(StatusCode::unavailable, place, "cuda:{}: this machine has no CUDA device",
                  device);
-  }
   MOE_RETURN_IF_ERROR(check(counted, "count the GPUs", place));
   if (device < 0 || device >= count)
     return invalid_argument(place, "cuda:{}: this machine has {} CUDA device(s), from 0", device,
@@ -72,7 +75,6 @@ Status check_device(int32_t device) {
   const DeviceScope scope(device);
   const cudaError_t image = find_kernels();
   if (image == cudaErrorNoKernelImageForDevice || image == cudaErrorInvalidDeviceFunction) {
-    (void)cudaGetLastError();
     int major = 0, minor = 0;
     (void)cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
     (void)cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
@@ -88,23 +90,19 @@ Status check_device(int32_t device) {
 size_t free_bytes(int32_t device) {
   const DeviceScope scope(device);
   size_t free = 0, total = 0;
-  if (cudaMemGetInfo(&free, &total) == cudaSuccess) return free;
-  (void)cudaGetLastError();
-  return 0;
+  return cudaMemGetInfo(&free, &total) == cudaSuccess ? free : 0;
 }
 
 void* DeviceMemory::allocate(size_t bytes, size_t alignment) noexcept {
   if (alignment > 256) return nullptr;  // what cudaMalloc promises
   const DeviceScope scope(device_);
   void* memory = nullptr;
-  if (cudaMalloc(&memory, bytes) == cudaSuccess) return memory;
-  (void)cudaGetLastError();
-  return nullptr;
+  return cudaMalloc(&memory, bytes) == cudaSuccess ? memory : nullptr;
 }
 
 void DeviceMemory::deallocate(void* memory, size_t, size_t) noexcept {
   const DeviceScope scope(device_);
-  if (cudaFree(memory) != cudaSuccess) (void)cudaGetLastError();
+  (void)cudaFree(memory);
 }
 
 }  // namespace moe::cuda

@@ -1,28 +1,12 @@
 #include "runtime/tensor_map.h"
 
+#include "runtime/driver.h"
+
 namespace moe::cuda {
-namespace {
-
-using Encode = decltype(&cuTensorMapEncodeTiled);
-
-// The driver's function, found through the runtime so that nothing links to the driver.
-cudaError_t find_encode(Encode* out) {
-  void* function = nullptr;
-  cudaDriverEntryPointQueryResult found;
-  const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function,
-                                                             12000, cudaEnableDefault, &found);
-  if (error != cudaSuccess) return error;
-  if (found != cudaDriverEntryPointSuccess) return cudaErrorInsufficientDriver;
-  *out = reinterpret_cast<Encode>(function);
-  return cudaSuccess;
-}
-
-}  // namespace
-
 cudaError_t make_tensor_map(const PoolMatrix& matrix, int32_t box_rows, CUtensorMap* out) {
-  Encode encode = nullptr;
-  const cudaError_t error = find_encode(&encode);
-  if (error != cudaSuccess) return error;
+  static auto* const encode =
+      driver_function<decltype(cuTensorMapEncodeTiled)>("cuTensorMapEncodeTiled");
+  if (!encode) return cudaErrorInsufficientDriver;
   const auto u64 = [](int64_t value) { return static_cast<cuuint64_t>(value); };
   const cuuint64_t size[3] = {u64(matrix.columns), u64(matrix.rows), u64(matrix.slots)};
   const cuuint64_t stride[2] = {u64(matrix.row_bytes), u64(matrix.slot_bytes)};

@@ -5,9 +5,8 @@
 #include <cstring>
 #include <thread>
 
-#include <cuda.h>
-
 #include "router/cpu_router.h"
+#include "runtime/driver.h"
 #include "store/block_copy.h"
 #include "store/checksum.h"
 #include "store/expert_table.h"
@@ -42,8 +41,6 @@ std::vector<std::byte> table_image(const ExpertTable& table, const BlockCopy& bl
     if (table.experts[e].slot) slots[e] = static_cast<int32_t>(table.experts[e].slot_index);
   return image;
 }
-
-using WriteValue = decltype(&cuStreamWriteValue64);
 
 }  // namespace
 
@@ -132,15 +129,11 @@ Result<std::unique_ptr<DeviceCopy>> CudaStore::copy(const LayerSpec& spec,
 }
 
 Status CudaStore::write_cell(size_t layer, const std::byte* table) {
-  void* function = nullptr;
-  cudaDriverEntryPointQueryResult found;
-  const cudaError_t asked = cudaGetDriverEntryPointByVersion("cuStreamWriteValue64", &function,
-                                                             12000, cudaEnableDefault, &found);
-  if (asked != cudaSuccess || found != cudaDriverEntryPointSuccess)
-    return check(cudaErrorInsufficientDriver, "find cuStreamWriteValue64");
-  const CUresult result = reinterpret_cast<WriteValue>(function)(
-      stream_, reinterpret_cast<CUdeviceptr>(cells_ + layer), reinterpret_cast<cuuint64_t>(table),
-      CU_STREAM_WRITE_VALUE_DEFAULT);
+  static auto* const write =
+      driver_function<decltype(cuStreamWriteValue64)>("cuStreamWriteValue64");
+  if (!write) return check(cudaErrorInsufficientDriver, "find cuStreamWriteValue64");
+  const CUresult result = write(stream_, reinterpret_cast<CUdeviceptr>(cells_ + layer),
+                                reinterpret_cast<cuuint64_t>(table), CU_STREAM_WRITE_VALUE_DEFAULT);
   return result == CUDA_SUCCESS ? Status() : check(cudaErrorUnknown, "write a table's address");
 }
 
@@ -163,11 +156,10 @@ Status CudaStore::read_counters(const Clock& clock, int64_t end_ns) {
                             "read the counters of its readers", place));
   MOE_RETURN_IF_ERROR(check(cudaEventRecord(read_, stream_), "record an event", place));
   for (;;) {
-    const cudaError_t result = cudaEventQuery(read_);
+    const cudaError_t result = query_event(read_);
     if (result == cudaSuccess) return {};
     if (result != cudaErrorNotReady)
       return check(result, "read the counters of its readers", place);
-    (void)cudaGetLastError();
     if (clock.now_ns() > end_ns)
       return error(StatusCode::deadline_exceeded, place, "cuda:{} did not answer in time", index_);
     std::this_thread::sleep_for(std::chrono::microseconds(20));

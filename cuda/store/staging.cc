@@ -12,7 +12,6 @@ Status grow(Staging& piece, size_t bytes) {
   piece.bytes = 0;
   void* memory = nullptr;
   if (cudaHostAlloc(&memory, bytes, cudaHostAllocDefault) != cudaSuccess) {
-    (void)cudaGetLastError();
     return error(StatusCode::resource_exhausted, {.phase = Phase::load},
                  "no pinned host memory to load experts through: asked {} bytes", bytes);
   }
@@ -37,6 +36,7 @@ Result<std::unique_ptr<Staging>> make() {
 }  // namespace
 
 Staging::~Staging() {
+  const ErrorScope errors;
   if (stream) (void)cudaStreamDestroy(stream);
   if (host) (void)cudaFreeHost(host);
   if (sum) (void)cudaFree(sum);

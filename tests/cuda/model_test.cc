@@ -7,75 +7,19 @@
 #include <thread>
 
 #include "catch.h"
-#include "cuda/buffer.h"
+#include "cuda/host.h"
 #include "cuda/plain_bf16.h"
-#include "model/random_model.h"
-#include "moe/cuda.h"
 #include "moe/moe.h"
 #include "store/store_impl.h"
 
 namespace {
 
 using namespace moe;
-using moe::cuda::test::Buffer;
-using moe::cuda::test::have_gpu;
+using namespace moe::cuda::test;
 using moe::test::Random;
 using moe::test::RandomModel;
 using moe::test::skip;
 using HostRows = moe::test::Rows;
-
-constexpr const char* kNoGpu = "there is no CUDA device here";
-constexpr Device kGpu = Device::cuda(0);
-
-void must(const Status& status) {
-  INFO(status.message());
-  REQUIRE(status.ok());
-}
-
-template <class T>
-T must(Result<T> result) {
-  must(result.ok() ? Status() : result.status());
-  return *std::move(result);
-}
-
-struct OwnStream {
-  OwnStream() { MOE_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking)); }
-  ~OwnStream() { cudaStreamDestroy(stream); }
-  cudaStream_t stream;
-};
-
-// Rows on the GPU, with the host's strides.
-struct DeviceRows {
-  explicit DeviceRows(const HostRows& from)
-      : like(from), bytes(std::vector<std::byte>(from.bytes)) {}
-  TensorView view() const { return {bytes.data(), like.dtype, like.shape, {like.stride, 1}, kGpu}; }
-  MutableTensorView mutable_view() const {
-    return {bytes.data(), like.dtype, like.shape, {like.stride, 1}, kGpu};
-  }
-  HostRows host() const {
-    HostRows rows = like;
-    rows.bytes = bytes.host();
-    return rows;
-  }
-  const HostRows& like;
-  Buffer<std::byte> bytes;
-};
-
-struct Error {
-  double difference = 0, norm = 0;
-  void add(double got, double wanted) {
-    difference += (got - wanted) * (got - wanted);
-    norm += wanted * wanted;
-  }
-  double relative() const { return std::sqrt(difference / std::max(norm, 1e-60)); }
-};
-
-double distance(const HostRows& got, const HostRows& wanted, int64_t rows) {
-  Error error;
-  for (int64_t t = 0; t < rows; ++t)
-    for (int64_t h = 0; h < got.shape[1]; ++h) error.add(got.at(t, h), wanted.at(t, h));
-  return error.relative();
-}
 
 // ---- goldens
 
@@ -189,16 +133,6 @@ struct Pair {
   Model cpu, gpu;
 };
 
-LayerSpec plain_layer(int32_t layer = 0, int32_t experts = 8, int32_t top_k = 2) {
-  LayerSpec spec;
-  spec.layer = layer;
-  spec.router.num_experts = experts;
-  spec.router.top_k = top_k;
-  spec.expert = {.hidden = 64, .intermediate = 48};
-  spec.expert.format = {FormatKind::bf16, 0};
-  return spec;
-}
-
 // The routing of both is the CPU's, so that ties in the logits do not matter.
 double run_both(Pair& models, int32_t layer, const HostRows& hidden, DType out_type,
                 ForwardOptions options, Random& random, cudaStream_t stream) {
@@ -225,13 +159,6 @@ double run_both(Pair& models, int32_t layer, const HostRows& hidden, DType out_t
 }
 
 DType any_type(Random& random) { return random.one_of({DType::f32, DType::bf16, DType::f16}); }
-
-// A report where a GPU can write it.
-struct Pinned {
-  Pinned() { MOE_CHECK(cudaHostAlloc(reinterpret_cast<void**>(&report), sizeof *report, 0)); }
-  ~Pinned() { cudaFreeHost(report); }
-  ForwardReport* report;
-};
 
 }  // namespace
 

@@ -51,6 +51,19 @@ def usage():
     assert "\033" not in subprocess.run([MOE, "x"], capture_output=True, text=True, env=quiet).stderr
 
 
+def old_driver():
+    """Under a driver of CUDA 11.4, which old_driver.cc plays."""
+    sentence = "cuda:0: the driver serves CUDA 11.4 and this build needs 13."
+    rows = [row for row in moe_json("info")["expert_gemm"] if row["device"] == "cuda"]
+    assert rows
+    for row in rows:
+        assert not row["available"] and sentence in row["reason"], row
+        assert "install a newer driver" in row["reason"]
+    folder = small_model()
+    assert sentence in moe("run", folder, "--device", "cuda:0", code=1).stderr
+    assert all(layer["right"] for layer in moe_json("run", folder)["layers"])  # the CPU still works
+
+
 def repack_and_page():
     folder, repacked = small_model(), os.path.join(TMP.name, "repacked")
     assert moe_json("repack", folder, repacked)["layers"] == 2
