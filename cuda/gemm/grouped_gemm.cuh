@@ -498,15 +498,12 @@ __global__ void __launch_bounds__(C::kThreads, 1)
 template <typename C>
 cudaError_t launch_config(const GroupedGemmArgs& args, int64_t max_tiles, int multiprocessors,
                           cudaStream_t stream) {
-  const auto kernel = grouped_gemm<C>;
-  const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, C::kShared);
-  if (error != cudaSuccess) return error;
   constexpr int64_t kStep = WorkList<C>::kStep;
   const int64_t work = max_tiles * ((args.weight_rows + kStep - 1) / kStep);
   const int64_t clusters = std::min<int64_t>(work, multiprocessors / C::kCluster);
-  return launch_clusters(C::kCluster, kernel, static_cast<unsigned>(clusters * C::kCluster),
-                         C::kThreads, C::kShared, stream, args);
+  return launch_clusters(C::kCluster, grouped_gemm<C>,
+                         static_cast<unsigned>(clusters * C::kCluster), C::kThreads, C::kShared,
+                         stream, args);
 }
 
 template <Element kElement, TileClass kSize>

@@ -226,13 +226,10 @@ __global__ void __launch_bounds__(C::kThreads, 2)
 template <typename C>
 cudaError_t launch_config(const GroupedGemmArgs& args, int64_t max_tiles, int multiprocessors,
                           cudaStream_t stream) {
-  const auto kernel = portable_gemm<C>;
-  const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, C::kShared);
-  if (error != cudaSuccess) return error;
   const int64_t work = max_tiles * ((args.weight_rows + C::kRows - 1) / C::kRows);
   const int64_t blocks = std::min<int64_t>(work, 2 * multiprocessors);
-  return launch(kernel, static_cast<unsigned>(blocks), C::kThreads, C::kShared, stream, args);
+  return launch(portable_gemm<C>, static_cast<unsigned>(blocks), C::kThreads, C::kShared, stream,
+                args);
 }
 
 template <int kTokens>

@@ -201,11 +201,6 @@ cudaError_t launch_topk_permute(const TopKArgs& args, const PermuteArgs& out, cu
   const size_t bytes = std::max(warps * scratch_words(args.rule) * sizeof(float),
                                 2 * sizeof(int32_t) * args.rule.candidates);
   const auto kernel = is_plain(args.rule) ? topk_permute<true> : topk_permute<false>;
-  if (bytes > kSharedBytes) {
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(limit));
-    if (error != cudaSuccess) return error;
-  }
   return launch(kernel, 1, kThreads, bytes, stream, args, out, warps);
 }
 

@@ -8,7 +8,6 @@
 #include "gemm/backend.h"
 #include "model/device_model.h"
 #include "router/topk.h"
-#include "runtime/driver.h"
 #include "runtime/layer.h"
 #include "runtime/scope.h"
 #include "store/cuda_store.h"
@@ -147,7 +146,7 @@ class CudaContext final : public DeviceContext {
   // Until everything recorded so far has passed.
   Status wait(const Clock& clock, int64_t end_ns) {
     for (;;) {
-      const cudaError_t result = query_event(last_);
+      const cudaError_t result = cudaEventQuery(last_);
       if (result == cudaSuccess) return {};
       if (result != cudaErrorNotReady)
         return check(result, "finish a forward", {.phase = Phase::compute});

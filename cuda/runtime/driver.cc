@@ -11,10 +11,14 @@ void* find_driver_function(const char* name) {
   return error == cudaSuccess && found == cudaDriverEntryPointSuccess ? function : nullptr;
 }
 
-cudaError_t query_event(cudaEvent_t event) {
-  static auto* const query = driver_function<decltype(cuEventQuery)>("cuEventQuery");
-  if (!query) return cudaErrorInsufficientDriver;
-  return static_cast<cudaError_t>(query(event));  // their numbers are the runtime's
+cudaError_t allow_shared_memory(const void* kernel, size_t bytes) {
+  static auto* const set = driver_function<decltype(cuFuncSetAttribute)>("cuFuncSetAttribute");
+  if (!set) return cudaErrorInsufficientDriver;
+  cudaFunction_t function = nullptr;
+  const cudaError_t error = cudaGetFuncBySymbol(&function, kernel);
+  if (error != cudaSuccess) return error;
+  return static_cast<cudaError_t>(  // the driver's numbers are the runtime's
+      set(function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, static_cast<int>(bytes)));
 }
 
 }  // namespace moe::cuda

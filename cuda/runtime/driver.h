@@ -14,7 +14,8 @@ Function* driver_function(const char* name) {
   return reinterpret_cast<Function*>(find_driver_function(name));
 }
 
-// cudaEventQuery, but for the thread's last error, where the runtime would leave "not ready".
-cudaError_t query_event(cudaEvent_t event);
+// cudaFuncSetAttribute of the dynamic shared memory that `kernel` may have, which clears the
+// thread's last error; this does not.
+cudaError_t allow_shared_memory(const void* kernel, size_t bytes);
 
 }  // namespace moe::cuda

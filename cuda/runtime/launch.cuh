@@ -4,6 +4,8 @@
 
 #include <cuda_runtime.h>
 
+#include "runtime/driver.h"
+
 namespace moe::cuda {
 
 // Whether the build has code from before 9.0, which does not wait by itself for the kernel before.
@@ -23,12 +25,17 @@ inline cudaError_t waits(const void* kernel, int* yes) {
   return error;
 }
 
+inline constexpr size_t kSharedWithoutAsking = 32 << 10;  // with 16 KiB of static memory at most
+
 // Blocks run in clusters of `cluster`, which divides the grid.
 template <typename... Params, typename... Args>
 cudaError_t launch_clusters(unsigned cluster, void (*kernel)(Params...), dim3 grid, dim3 block,
                             size_t shared_bytes, cudaStream_t stream, Args&&... args) {
   int early = 0;
-  const cudaError_t error = waits(reinterpret_cast<const void*>(kernel), &early);
+  const auto symbol = reinterpret_cast<const void*>(kernel);
+  cudaError_t error = waits(symbol, &early);
+  if (error == cudaSuccess && shared_bytes > kSharedWithoutAsking)
+    error = allow_shared_memory(symbol, shared_bytes);
   if (error != cudaSuccess) return error;
   cudaLaunchAttribute attributes[2] = {};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;

@@ -156,7 +156,7 @@ Status CudaStore::read_counters(const Clock& clock, int64_t end_ns) {
                             "read the counters of its readers", place));
   MOE_RETURN_IF_ERROR(check(cudaEventRecord(read_, stream_), "record an event", place));
   for (;;) {
-    const cudaError_t result = query_event(read_);
+    const cudaError_t result = cudaEventQuery(read_);
     if (result == cudaSuccess) return {};
     if (result != cudaErrorNotReady)
       return check(result, "read the counters of its readers", place);

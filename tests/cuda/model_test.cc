@@ -376,6 +376,32 @@ TEST_CASE("a host's own device memory serves everything and comes back", "[cuda]
   CHECK(memory.out == 0);
 }
 
+TEST_CASE("a layer that the GPU's router does not serve is refused with its number", "[cuda]") {
+  if (!have_gpu()) return skip(kNoGpu);
+  Random random(test::seed());
+  struct Case {
+    int32_t experts, top_k;
+    const char* number;
+  };
+  for (const Case& c : {Case{4097, 2, "4097"}, Case{64, 33, "33"}}) {
+    LayerSpec spec = plain_layer(0, c.experts, c.top_k);
+    spec.expert.hidden = spec.expert.intermediate = 8;
+    RandomModel source({spec}, random, DType::bf16);
+    const auto refused = Model::create(source.source(), {.device = kGpu});
+    CHECK(refused.status().code() == StatusCode::unimplemented);
+    CHECK(refused.status().message().find(c.number) != std::string_view::npos);
+  }
+  LayerSpec most = plain_layer(0, 4096, 32);
+  most.expert.hidden = most.expert.intermediate = 8;
+  RandomModel source({most}, random, DType::bf16);
+  Pair models(source.source());
+  const OwnStream stream;
+  for (const int64_t tokens : {1, 3, 70}) {
+    const HostRows hidden(random, tokens, 8, DType::bf16);
+    CHECK(run_both(models, 0, hidden, DType::f32, {}, random, stream.stream) < 1e-2);
+  }
+}
+
 TEST_CASE("a hundred forwards on the GPU have the same bits", "[cuda][mission-139]") {
   if (!have_gpu()) return skip(kNoGpu);
   Random random(test::seed());

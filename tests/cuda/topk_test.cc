@@ -219,7 +219,8 @@ Routed route_on_cpu(const Problem& p, const Inputs& in, Executor& executor) {
   return out;
 }
 
-Routed route_on_gpu(const Problem& p, const Inputs& in) {
+// `fused`: by the kernel that groups the choices too.
+Routed route_on_gpu(const Problem& p, const Inputs& in, bool fused = false) {
   const Buffer<float> logits(in.logits), bias(in.bias), scale(in.scale);
   const Buffer<uint8_t> mask(in.mask);
   const Buffer<int64_t> token_ids(in.token_ids), table(in.table);
@@ -245,7 +246,18 @@ Routed route_on_gpu(const Problem& p, const Inputs& in) {
   args.ids = ids.data();
   args.weights = weights.data();
   args.counts = counts.data();
-  MOE_CHECK(launch_topk(args, nullptr));
+  if (fused) {
+    const int32_t experts = p.spec.candidates();
+    const Buffer<int32_t> slots(experts), row_token(ids.size()), row_of_pair(ids.size()), count(1);
+    const Buffer<TokenTile> tiles(max_tiles(ids.size(), experts, 32));
+    MOE_CHECK(
+        launch_topk_permute(args,
+                            {ids.data(), p.tokens, p.top_k, experts, slots.data(), 32,
+                             row_token.data(), row_of_pair.data(), tiles.data(), count.data()},
+                            nullptr));
+  } else {
+    MOE_CHECK(launch_topk(args, nullptr));
+  }
   MOE_CHECK(cudaDeviceSynchronize());
   return {ids.host(), weights.host(), counts.host()[0]};
 }
@@ -271,6 +283,57 @@ int64_t compare(int64_t rows, int64_t tokens) {
 TEST_CASE("the GPU routes with the CPU's bits", "[cuda]") {
   if (!have_gpu()) return skip("there is no CUDA device here");
   compare(5000, 32);
+}
+
+// A problem of the most candidates and the most choices; every second of the plain rule.
+Problem largest_problem(Random& random, int round) {
+  Problem p = make_problem(random, 16 * kMaxFusedTokens);
+  RouterSpec& s = p.spec;
+  s.num_experts = kMaxExperts - s.num_zero_experts;
+  s.top_k = p.top_k = s.selection == Selection::sparsemixer ? 2 : kMaxTopK;
+  s.num_groups = s.top_groups = 1;
+  if (s.selection == Selection::top_k && round % 2 == 0) {
+    s.num_groups = one_of(random, {1, 64, 1024, 2048});
+    s.top_groups = std::max<int32_t>(1, s.num_groups / 2);
+  }
+  p.tokens = kMaxFusedTokens;
+  p.valid = below(random, 2) ? p.tokens : p.tokens - 7;
+  return p;
+}
+
+TEST_CASE("4096 candidates and 32 choices have the CPU's bits too", "[cuda]") {
+  if (!have_gpu()) return skip("there is no CUDA device here");
+  CHECK(kMaxExperts == 4096);
+  CHECK(kMaxTopK == 32);
+  Random random(static_cast<uint32_t>(moe::test::seed()));
+  auto executor = make_executor();
+  REQUIRE(executor.ok());
+  for (int round = 0; round < 40; ++round) {
+    const Problem p = largest_problem(random, round);
+    const Inputs in = make_inputs(p, random, **executor);
+    INFO("scoring " << int(p.spec.scoring) << ", selection " << int(p.spec.selection) << ", groups "
+                    << p.spec.num_groups << ", zero experts " << p.spec.num_zero_experts);
+    const Routed want = route_on_cpu(p, in, **executor);
+    REQUIRE(same_bits(route_on_gpu(p, in), want));
+    REQUIRE(same_bits(route_on_gpu(p, in, true), want));
+  }
+}
+
+TEST_CASE("more candidates or choices than the GPU's router takes are refused", "[cuda]") {
+  if (!have_gpu()) return skip("there is no CUDA device here");
+  const Buffer<float> logits(5000), weights(64);
+  const Buffer<int32_t> ids(64);
+  TopKArgs args;
+  args.logits = logits.data();
+  args.tokens = 1;
+  args.ids = ids.data();
+  args.weights = weights.data();
+  args.rule.top_k = 1;
+  args.rule.candidates = kMaxExperts + 1;
+  CHECK(launch_topk(args, nullptr) == cudaErrorInvalidValue);
+  args.rule.candidates = 64;
+  args.rule.top_k = kMaxTopK + 1;
+  CHECK(launch_topk(args, nullptr) == cudaErrorInvalidValue);
 }
 
 TEST_CASE("the GPU routes ten million rows with the CPU's bits", "[cuda][slow]") {
