@@ -312,6 +312,9 @@ TEST_CASE("four nodes: less cross-node traffic than EPLB global at 0.95 of its b
     std::printf("%s: rows to other nodes %.3f, EPLB global %.3f; balancedness %.4f, %.4f\n",
                 file.c_str(), a, b, balancedness(problem, ours), balancedness(problem, theirs));
     CHECK(a < b);
+    const auto between_nodes = static_cast<int>(LinkClass::rack);
+    CHECK(predicted(problem, ours).cross_bytes[between_nodes] <
+          predicted(problem, theirs).cross_bytes[between_nodes]);
     CHECK(balancedness(problem, ours) >= 0.95 * balancedness(problem, theirs));
   }
 }
