@@ -157,8 +157,8 @@ void add_plan(CLI::App& app, Global& global) {
   auto o = std::make_shared<PlanOptions>();
   command->add_option("--usage", o->usage, "Usage: SGLang JSON, CSV, JSON lines, or our own")
       ->required();
-  command->add_option("--ranks", o->ranks, "Ranks")->required()->check(CLI::PositiveNumber);
-  command->add_option("--nodes", o->nodes, "Nodes, equally large")->check(CLI::PositiveNumber);
+  command->add_option("--ranks", o->ranks, "Ranks")->required()->check(CLI::Range(1, 65536));
+  command->add_option("--nodes", o->nodes, "Nodes, equally large")->check(CLI::Range(1, 65536));
   command
       ->add_option("--slots", o->slots,
                    "Slots per rank and layer, or a list such as 4,6 [one copy of each expert]")
