@@ -86,7 +86,7 @@ void choose_versions(LayerForward& f, const ExpertTable& table) {
 }  // namespace
 
 Status forward_layer(LayerForward& f) {
-  std::shared_ptr<const LayerVersions> held[2];  // one choice for all waves; its sources stay
+  VersionsHold held[2];  // one choice for all waves
   {
     const EpochPin pin(f.reader, f.store.schedule);
     const ExpertTable& table = ExpertStore::Impl::table(f.layer);
@@ -99,8 +99,8 @@ Status forward_layer(LayerForward& f) {
       return compute(f, [&](Chunk chunk, SharedExpert& shared) {
         return run_resident(f, table, chunk, shared);
       });
-    held[0] = table.versions;
-    held[1] = table.candidate.versions;
+    held[0].hold(table.versions);
+    held[1].hold(table.candidate.versions);
   }
   tell_eviction_policy(f);
   return compute(f, [&](Chunk chunk, SharedExpert& shared) { return run_paged(f, chunk, shared); });

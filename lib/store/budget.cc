@@ -29,11 +29,9 @@ Status ExpertStore::Impl::shrink(SlotClass& slots, int64_t end_ns) {
     uint64_t seen;
     {
       auto lock = locked();
-      reserve_tables();
-      move.clear();
       const int64_t surplus = slots.residency->used() - slots.residency->slots();
       if (surplus <= 0) return {};
-      move.reserve(static_cast<size_t>(surplus));
+      begin_move(static_cast<size_t>(surplus));
       seen = changes;
       const Leased leased(*this);
       while (slots.residency->used() > slots.residency->slots()) {
@@ -76,18 +74,17 @@ Status ExpertStore::Impl::set_expert_memory(size_t bytes, int64_t deadline_ns) {
   }
   const FifoGate::Turn inner(gate, services.clock(), end_ns, schedule);
   if (!inner.entered()) return late;
-  std::vector<int64_t> before;
+  std::vector<int64_t> slots_before, limits_before;
   {
     // From now on no forward takes an expert for granted.
     auto lock = locked();
     reserve_tables();
     for (size_t c = 0; c < classes.size(); ++c) {
-      if (classes[c].residency) {
-        before.push_back(classes[c].residency->slots());
-        classes[c].residency->set_slots(routed[c]);
-      } else {
-        before.push_back(0);
-      }
+      limits_before.push_back(classes[c].pool->limit());
+      slots_before.push_back(classes[c].residency ? classes[c].residency->slots() : 0);
+    }
+    for (size_t c = 0; c < classes.size(); ++c) {
+      if (classes[c].residency) classes[c].residency->set_slots(routed[c]);
       classes[c].pool->set_limit(routed[c] + classes[c].shared * (bytes == 0 ? 2 : 1) +
                                  kSpareSlots);
     }
@@ -99,8 +96,8 @@ Status ExpertStore::Impl::set_expert_memory(size_t bytes, int64_t deadline_ns) {
   auto lock = locked();
   if (!status.ok()) {  // as before, but for what is evicted already
     for (size_t c = 0; c < classes.size(); ++c) {
-      if (classes[c].residency) classes[c].residency->set_slots(before[c]);
-      classes[c].pool->set_limit(before[c] + 2 * classes[c].shared + kSpareSlots);
+      if (classes[c].residency) classes[c].residency->set_slots(slots_before[c]);
+      classes[c].pool->set_limit(limits_before[c]);
     }
     (void)publish_all();
     return status;

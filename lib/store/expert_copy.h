@@ -16,6 +16,7 @@ struct ExpertCopy {
   CopyState state = CopyState::empty;
   uint64_t digest = 0;
   int32_t leases = 0;  // waves and scrubs that use it now
+  bool late = false;   // whoever filled it did not wait for the end
   int64_t next = -1;   // the slot of the expert's next copy
 };
 

@@ -4,7 +4,7 @@
 
 #include "core/error.h"
 #include "core/parallel.h"
-#include "store/checked_source.h"
+#include "store/finite_source.h"
 #include "store/layer_block.h"
 #include "store/store_impl.h"
 
@@ -134,7 +134,7 @@ Result<std::vector<int64_t>> ExpertStore::Impl::routed_slots(size_t expert_memor
     if (expert_memory > 0)
       slots =
           all ? std::min(slots, std::max(c.wanted, fit)) : std::min(c.wanted, fit - kSpareSlots);
-    if (device && expert_memory == 0) slots = c.wanted;
+    if (c.wanted == 0 || (device && expert_memory == 0)) slots = c.wanted;
     routed.push_back(slots);
     if (c.wanted == 0) continue;
     least += c.stride * static_cast<size_t>(kSpareSlots + 1);
@@ -246,8 +246,9 @@ Result<std::shared_ptr<const LayerBlock>> ExpertStore::Impl::make_block(StoreLay
                                                                         const ExpertCopy* shared) {
   const int64_t slot = shared ? slot_of(layer.shared, *shared) : -1;
   const std::byte* at = shared ? classes[layer.shared.slot_class].pool->address(slot) : nullptr;
-  const CheckedSource checked(version.source, version.check_finite);
-  MOE_ASSIGN_OR_RETURN(auto block, load_layer_block(checked, layer.spec.layer, at));
+  const FiniteSource finite(version.source);
+  const WeightSource& from = version.check_finite ? finite : version.source;
+  MOE_ASSIGN_OR_RETURN(auto block, load_layer_block(from, layer.spec.layer, at));
   block->shared_slot = slot;
   block->version = version.number;
   if (device) {

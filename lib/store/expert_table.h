@@ -28,12 +28,41 @@ struct Version {
   std::vector<std::vector<uint64_t>> digests;  // (layers, 1 + experts): the shared one first
 };
 
-// The versions that serve a layer's rows together. Immutable; a forward holds it from its entry to
-// its end.
+// How many forwards hold something. A copy of it begins with none.
+struct Holders {
+  Holders() = default;
+  Holders(const Holders&) {}
+  Holders& operator=(const Holders&) = delete;
+  mutable std::atomic<int64_t> count{0};
+};
+
+// The versions that serve a layer's rows together. Immutable.
 struct LayerVersions {
   std::shared_ptr<const LayerBlock> block;
   std::vector<uint32_t> experts;                  // by logical expert
   std::vector<std::shared_ptr<Version>> sources;  // of all of them; keeps them readable
+  Holders holders;
+};
+
+// Held by a forward that goes on after it left the epoch whose table named the versions: until it
+// ends, they have their sources and their shared expert.
+class VersionsHold {
+ public:
+  VersionsHold() = default;
+  ~VersionsHold() {
+    if (versions_) versions_->holders.count.fetch_sub(1, std::memory_order_release);
+  }
+  VersionsHold(const VersionsHold&) = delete;
+  VersionsHold& operator=(const VersionsHold&) = delete;
+
+  // Once, inside an epoch whose table names them (or with the store's mutex); null is fine.
+  void hold(const std::shared_ptr<const LayerVersions>& versions) {
+    versions_ = versions;
+    if (versions_) versions_->holders.count.fetch_add(1, std::memory_order_relaxed);
+  }
+
+ private:
+  std::shared_ptr<const LayerVersions> versions_;
 };
 
 // A ready copy of one expert.

@@ -7,7 +7,7 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
-#include "store/checked_source.h"
+#include "store/finite_source.h"
 #include "store/store_impl.h"
 
 namespace moe {
@@ -75,10 +75,11 @@ Result<uint64_t> ExpertStore::Impl::pack(const StoreLayer& layer, int32_t expert
                                          const Version& version, std::byte* slot) {
   const Compute& compute = compute_of(layer, expert);
   const ExpertSpec& spec = expert == kSharedExpert ? layer.spec.shared->expert : layer.spec.expert;
-  const CheckedSource checked(version.source, version.check_finite);
+  const FiniteSource finite(version.source);
+  const WeightSource& from = version.check_finite ? finite : version.source;
   uint64_t digest = 0;
   const auto to_memory = [&](std::byte* to) -> Status {
-    MOE_RETURN_IF_ERROR(compute.gemm->pack(spec, checked, layer.spec.layer, expert, to));
+    MOE_RETURN_IF_ERROR(compute.gemm->pack(spec, from, layer.spec.layer, expert, to));
     digest = XXH3_64bits(to, compute.layout.bytes);
     return {};
   };
@@ -123,9 +124,9 @@ void ExpertStore::Impl::load(StoreLayer& layer, Need need, int64_t slot) noexcep
     transition(copy, digest.ok() ? CopyState::ready : CopyState::failed);
     if (digest.ok()) copy.digest = known = *digest;
     expert.reason = digest.ok() ? Status() : digest.status();
+    version.reset();  // before anybody can see that this fill has ended
     ++changes;
   }
-  version.reset();
   changed.notify_all();
   if (!digest.ok())
     tell(StoreEventKind::load_failed, layer.spec.layer, need.expert, digest.status());
@@ -170,20 +171,56 @@ Status ExpertStore::Impl::fill(Move& m, int64_t end_ns, int at_once) {
         });
       },
       end_ns);
-  auto lock = locked();
   Status first;
-  for (Move::Filling& f : m.filling) {
-    if (f.slot >= 0) {
-      const ExpertCopy& copy = copy_of(f);
-      if (f.status.ok() && copy.state == CopyState::failed)
-        f.status = record(*f.layer, f.need.expert).reason;
-      if (f.status.ok() && in_flight(copy)) f.status = in_time.at({.layer = f.layer->spec.layer});
-      if (copy.state == CopyState::failed)
-        free_slot({compute_of(*f.layer, f.need.expert).slot_class, std::exchange(f.slot, -1)});
+  const Move::Filling* late = nullptr;
+  {
+    auto lock = locked();
+    for (Move::Filling& f : m.filling) {
+      if (f.slot >= 0) {
+        ExpertCopy& copy = copy_of(f);
+        if (f.status.ok() && copy.state == CopyState::failed)
+          f.status = record(*f.layer, f.need.expert).reason;
+        if (in_flight(copy)) {
+          late = &f;
+          copy.late = true;
+          ++classes[compute_of(*f.layer, f.need.expert).slot_class].late;
+          if (f.status.ok()) f.status = in_time.at({.layer = f.layer->spec.layer});
+        }
+        if (copy.state == CopyState::failed)
+          free_slot({compute_of(*f.layer, f.need.expert).slot_class, std::exchange(f.slot, -1)});
+      }
+      if (first.ok()) first = f.status;
     }
-    if (first.ok()) first = f.status;
   }
+  if (late)
+    tell(StoreEventKind::background_late, late->layer->spec.layer, late->need.expert, first);
   return first;
+}
+
+void ExpertStore::Impl::begin_move(size_t count) {
+  settle_late();
+  reserve_tables();
+  move.clear();
+  move.reserve(count);
+}
+
+void ExpertStore::Impl::settle_late() {
+  for (size_t c = 0; c < classes.size(); ++c) {
+    for (size_t i = 0; classes[c].late > 0 && i < classes[c].copies.size(); ++i) {
+      ExpertCopy& copy = classes[c].copies[i];
+      if (!copy.late || in_flight(copy)) continue;
+      copy.late = false;
+      --classes[c].late;
+      Residency* residency = copy.expert == kSharedExpert ? nullptr : classes[c].residency.get();
+      const ExpertId id{layers[static_cast<size_t>(copy.layer)]->spec.layer, copy.expert};
+      const bool held = residency && residency->resident(id, copy.version);
+      const bool ready = copy.state == CopyState::ready;
+      if (ready && residency && !held) residency->add(id, copy.version);
+      if (ready) continue;
+      if (held) residency->drop(id, copy.version);
+      free_slot({c, static_cast<int64_t>(i)});
+    }
+  }
 }
 
 // ---- publishing

@@ -60,17 +60,8 @@ void ExpertStore::Impl::accessed(StoreLayer& layer, std::span<const int32_t> exp
 Result<bool> ExpertStore::Impl::plan_wave(StoreLayer& layer, std::span<const Need> needed) {
   SlotClass& slots = classes[layer.routed.slot_class];
   Residency& residency = *slots.residency;
-  move.clear();
-  move.reserve(needed.size());
+  begin_move(needed.size());
   pending.assign(needed.begin(), needed.end());
-  reserve_tables();
-  // What a load left behind whose forward had gone by its deadline.
-  for (const Need& need : needed) {
-    ExpertCopy* copy = find_copy(layer, need);
-    if (!copy || copy->state != CopyState::failed) continue;
-    free_slot({layer.routed.slot_class, slot_of(layer.routed, *copy)});
-    residency.drop({layer.spec.layer, need.expert}, need.version);
-  }
   const Leased leased(*this, layer.routed.slot_class);
   MOE_RETURN_IF_ERROR(residency.take_wave(layer.spec.layer, &leased, pending, wave));
   for (const Residency::Decision& taken : wave) {
@@ -97,9 +88,10 @@ Result<bool> ExpertStore::Impl::plan_wave(StoreLayer& layer, std::span<const Nee
 void ExpertStore::Impl::keep(const Move& m) {
   for (const CopyRef ref : m.leaving) {
     const ExpertCopy& copy = copy_at(ref);
-    if (copy.state == CopyState::ready && copy.expert != kSharedExpert)
-      classes[ref.slot_class].residency->add(
-          {layers[static_cast<size_t>(copy.layer)]->spec.layer, copy.expert}, copy.version);
+    if (copy.state != CopyState::ready || copy.expert == kSharedExpert) continue;
+    const ExpertId id{layers[static_cast<size_t>(copy.layer)]->spec.layer, copy.expert};
+    Residency& residency = *classes[ref.slot_class].residency;
+    if (!residency.resident(id, copy.version)) residency.add(id, copy.version);
   }
 }
 

@@ -22,45 +22,61 @@ bool ExpertStore::Impl::intact(CopyRef ref, uint64_t digest, const std::byte* at
   return same;
 }
 
-// A fresh copy takes the place of `ref`; if none can be read, the expert is without one.
+// A fresh copy takes the place of `ref`; if none can be read, a routed expert is without one.
 Status ExpertStore::Impl::repair(CopyRef ref, int64_t end_ns) {
+  bool shared;
+  {
+    auto lock = locked();
+    shared = copy_at(ref).expert == kSharedExpert;
+  }
+  return shared ? replace_shared(ref, end_ns) : replace(ref, end_ns);
+}
+
+// Begins a move that fills a copy of what `ref` holds. False if it went by itself. Inside the gate.
+bool ExpertStore::Impl::begin_replacement(CopyRef ref) {
+  auto lock = locked();
+  const ExpertCopy& copy = copy_at(ref);
+  begin_move(1);
+  if (copy.state != CopyState::ready) return false;
+  move.filling.push_back({.layer = layers[static_cast<size_t>(copy.layer)].get(),
+                          .need = {copy.expert, copy.version}});
+  return true;
+}
+
+Status ExpertStore::Impl::replace(CopyRef ref, int64_t end_ns) {
   const FifoGate::Turn turn(gate, services.clock(), end_ns, schedule);
   if (!turn.entered())
     return Status(StatusCode::deadline_exceeded, "the deadline passed before a repair's turn");
-  StoreLayer* layer;
-  Need need;
+  if (!begin_replacement(ref)) return {};
+  const Status status = fill(move, end_ns, options.io_threads);
+  const Move::Filling& fresh = move.filling.front();
   {
     auto lock = locked();
-    const ExpertCopy& copy = copy_at(ref);
-    if (copy.state != CopyState::ready) return {};  // it went by itself
-    layer = layers[static_cast<size_t>(copy.layer)].get();
-    need = {copy.expert, copy.version};
-    reserve_tables();
-    move.clear();
-    move.reserve(1);
-    move.filling.push_back({.layer = layer, .need = need});
-  }
-  Status status = fill(move, end_ns, 1);
-  const bool shared = need.expert == kSharedExpert;
-  if (shared && !status.ok()) return status;  // nothing could take its place
-  if (shared) {
-    const ExpertCopy* fresh;
-    {
-      auto lock = locked();
-      fresh = &copy_at({ref.slot_class, move.filling.front().slot});
-    }
-    MOE_RETURN_IF_ERROR(renew_block(*layer, need.version, fresh));
-  }
-  {
-    auto lock = locked();
-    ExpertCopy& copy = copy_at(ref);
-    transition(copy, CopyState::draining);
-    if (!shared && !status.ok())
-      classes[ref.slot_class].residency->drop({layer->spec.layer, need.expert}, need.version);
+    transition(copy_at(ref), CopyState::draining);
+    if (!status.ok())
+      classes[ref.slot_class].residency->drop({fresh.layer->spec.layer, fresh.need.expert},
+                                              fresh.need.version);
     move.leaving.push_back(ref);
   }
   const Status drained = drain(move, end_ns);
+  auto lock = locked();
+  keep(move);
   return status.ok() ? drained : status;
+}
+
+// Forwards may read a shared expert between their waves, so the old copy goes when they have ended.
+Status ExpertStore::Impl::replace_shared(CopyRef ref, int64_t end_ns) {
+  {
+    const FifoGate::Turn turn(gate, services.clock(), end_ns, schedule);
+    if (!turn.entered())
+      return Status(StatusCode::deadline_exceeded, "the deadline passed before a repair's turn");
+    if (!begin_replacement(ref)) return {};
+    MOE_RETURN_IF_ERROR(fill(move, end_ns, options.io_threads));  // else nothing can replace it
+    const Move::Filling& fresh = move.filling.front();
+    MOE_RETURN_IF_ERROR(
+        renew_block(*fresh.layer, fresh.need.version, &copy_at({ref.slot_class, fresh.slot})));
+  }
+  return leave_old(end_ns);
 }
 
 // The versions that name the old shared expert name the fresh one.

@@ -38,6 +38,7 @@ struct SlotClass {
   std::unique_ptr<Residency> residency;    // of the routed copies; null if there are none
   std::vector<ExpertCopy> copies;          // by slot
   Thrash thrash;
+  int64_t late = 0;  // copies that are still being filled, or were, after their move had ended
 
   bool paged() const { return residency && residency->slots() < wanted; }
 };
@@ -87,6 +88,12 @@ struct LayerTarget {
   StoreLayer* layer = nullptr;
   std::vector<int32_t> experts;  // ascending
   bool block = false;            // the router and the shared expert
+};
+
+// The versions that a layer is to serve when the reload or rollback that is under way has ended.
+struct LayerGoal {
+  std::vector<uint32_t> experts;  // by logical expert
+  uint32_t shared = 0;
 };
 
 // What comes and what goes, of whoever is inside the gate. See mover.cc.
@@ -170,6 +177,10 @@ struct ExpertStore::Impl {
   void free_slot(CopyRef ref);                              // with the mutex; state empty
 
   // What follows needs the mutex, and the gate from open() on.
+  // Makes `move` empty, with room for `count` copies that come and as many that go.
+  void begin_move(size_t count);
+  // Gives back what late fills left.
+  void settle_late();
   // So that publish() allocates nothing on the host.
   void reserve_tables();
   // A table of the copies that are ready now becomes the newest; the old one is retired.
@@ -213,20 +224,32 @@ struct ExpertStore::Impl {
       StoreLayer& layer, std::span<const int32_t> experts, bool block,
       const std::shared_ptr<Version>& version);
   Status switch_to(AllVersions next, double next_share, const AllVersions& before, int64_t end_ns);
-  Status return_to(const AllVersions& versions_then, int64_t end_ns);
+  Status return_to(AllVersions then, int64_t end_ns);
+  Status return_at_once(AllVersions then, int64_t end_ns);
+  Status return_by_pieces(AllVersions then, int64_t end_ns);
+  std::vector<Need> needs_of(StoreLayer& layer, const LayerVersions& then, bool ready) const;
+  std::shared_ptr<const LayerVersions> mix(StoreLayer& layer, const LayerVersions& theirs,
+                                           std::span<const Need> experts, bool block);
   AllVersions serving_now() const;
   AllVersions previous_now() const;
   void set_previous(AllVersions previous);
+  void set_goal(const AllVersions& versions_then, std::span<const LayerTarget> targets,
+                uint32_t version);
+  void clear_goal();
   bool has(std::shared_ptr<const LayerVersions> StoreLayer::*what) const;
   // Publishes all layers.
   Status publish_all();
   // Frees the copies that neither a table nor rollback() names, and that nobody leases; with
   // `kept`, those for rollback() too.
   Status sweep(bool kept, int64_t end_ns);
-  // Waits until no forward holds versions that are not served any more.
+  // Waits until no forward holds versions that are not served any more. Outside the gate, for such
+  // a forward may wait there.
   Status wait_for_old_forwards(int64_t end_ns);
   Status leave_old(int64_t end_ns);
-  Status trim(int64_t end_ns);
+  // `then` again, with its copies of a resident layer, its shared experts and routers.
+  Result<std::shared_ptr<const LayerVersions>> revive(
+      StoreLayer& layer, const std::shared_ptr<const LayerVersions>& then, int64_t end_ns);
+  void trim();
   Result<std::shared_ptr<const LayerBlock>> make_block(StoreLayer& layer, const Version& version,
                                                        const ExpertCopy* shared);
   std::shared_ptr<Version> add_version(const WeightSource& from);
@@ -237,6 +260,9 @@ struct ExpertStore::Impl {
   Result<ScrubReport> scrub(int64_t max_bytes, int64_t deadline_ns);
   bool intact(CopyRef ref, uint64_t digest, const std::byte* at, size_t bytes);
   Status repair(CopyRef ref, int64_t end_ns);
+  bool begin_replacement(CopyRef ref);
+  Status replace(CopyRef ref, int64_t end_ns);
+  Status replace_shared(CopyRef ref, int64_t end_ns);
   Status renew_block(StoreLayer& layer, uint32_t number, const ExpertCopy* fresh);
 
   // Tells the host; never call it with the mutex.
@@ -283,7 +309,8 @@ struct ExpertStore::Impl {
   std::vector<std::shared_ptr<Version>> versions;  // ascending; of the sources that are in use
   std::vector<std::weak_ptr<const LayerVersions>> old_versions;  // that forwards may still hold
   uint32_t newest_version = 0;
-  double share = 0;  // of the candidates
+  std::vector<LayerGoal> goal;  // by store layer: no sweep frees its copies; empty: none
+  double share = 0;             // of the candidates
   uint64_t epoch = 0;
   PagingStats paging;
   Thrash::News thrash_news = Thrash::News::none;

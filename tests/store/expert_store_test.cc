@@ -9,95 +9,10 @@
 #include <thread>
 #include <vector>
 
-#include "model/random_model.h"
-#include "moe/model.h"
+#include "store/store_faults.h"
 
 using namespace moe;
-using moe::test::Random;
-using moe::test::RandomModel;
-using moe::test::Rows;
-
-namespace {
-
-// Passes reads on; fails the n-th one, once or for ever; counts bytes per expert.
-class FaultySource final : public WeightSource {
- public:
-  explicit FaultySource(const WeightSource& inner) : inner_(inner) {}
-  const std::vector<LayerSpec>& layers() const noexcept override { return inner_.layers(); }
-  Result<TensorShape> describe(const WeightId& id) const override { return inner_.describe(id); }
-  Status read(const WeightId& id, const MutableTensorView& out) const override {
-    const int64_t call = calls.fetch_add(1);
-    if (fail_at >= 0 && (call == fail_at || (for_ever && call > fail_at)))
-      return Status(StatusCode::data_loss, "injected read error", {.tensor = to_string(id.kind)});
-    return inner_.read(id, out);
-  }
-  std::string_view name() const noexcept override { return "faulty"; }
-
-  mutable std::atomic<int64_t> calls{0};
-  int64_t fail_at = -1;
-  bool for_ever = false;
-
- private:
-  const WeightSource& inner_;
-};
-
-// Fails the n-th allocation; counts what is out.
-class FaultyAllocator final : public Allocator {
- public:
-  void* allocate(size_t bytes, size_t alignment) noexcept override {
-    if (calls++ == fail_at) return nullptr;
-    outstanding += static_cast<int64_t>(bytes);
-    return std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
-  }
-  void deallocate(void* memory, size_t bytes, size_t) noexcept override {
-    outstanding -= static_cast<int64_t>(bytes);
-    std::free(memory);
-  }
-  std::atomic<int64_t> calls{0}, outstanding{0};
-  int64_t fail_at = -1;
-};
-
-LayerSpec small_layer(int32_t layer, int32_t experts = 8, int32_t top_k = 2) {
-  LayerSpec spec;
-  spec.layer = layer;
-  spec.router.num_experts = experts;
-  spec.router.top_k = top_k;
-  spec.expert = {.hidden = 24, .intermediate = 20};
-  spec.expert.format = {FormatKind::f32, 0};
-  spec.shared.emplace();
-  spec.shared->expert = spec.expert;
-  spec.shared->expert.intermediate = 12;
-  return spec;
-}
-
-constexpr int64_t kSpare = 2;  // slots of each size
-
-// expert_memory for `slots` routed experts of `layers` layers of small_layer().
-size_t memory_for(int64_t slots, int64_t layers) {
-  const LayerSpec spec = small_layer(0);
-  auto gemm = make_expert_gemm({}, spec.expert);
-  REQUIRE(gemm.ok());
-  auto stride = [&](const ExpertSpec& expert) {
-    return ((*gemm)->layout(expert).bytes + 63) / 64 * 64;
-  };
-  return static_cast<size_t>(slots + kSpare) * stride(spec.expert) +
-         static_cast<size_t>(layers) * stride(spec.shared->expert);
-}
-
-struct Forwarded {
-  Status status;
-  std::vector<float> out;
-};
-
-Forwarded forward(Model& model, int32_t layer, const Rows& hidden) {
-  Forwarded result;
-  result.out.assign(static_cast<size_t>(hidden.shape.elements()), NAN);
-  result.status =
-      model.forward(layer, hidden.view(), {result.out.data(), DType::f32, hidden.shape});
-  return result;
-}
-
-}  // namespace
+using namespace moe::test;
 
 TEST_CASE("the n-th read fails: an error that says where, and a clean retry",
           "[store][mission-93]") {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <span>
 
 #include "core/error.h"
 #include "moe/weights.h"
@@ -9,17 +10,21 @@
 
 namespace moe {
 
-// Passes everything on; with `check_finite`, a read that brings NaN or infinity is data_loss.
-class CheckedSource final : public WeightSource {
+// Passes everything on; a read that brings NaN or infinity is data_loss.
+class FiniteSource final : public WeightSource {
  public:
-  CheckedSource(const WeightSource& inner, bool check_finite)
-      : inner_(inner), check_finite_(check_finite) {}
+  explicit FiniteSource(const WeightSource& inner) : inner_(inner) {}
 
   const std::vector<LayerSpec>& layers() const noexcept override { return inner_.layers(); }
   Result<TensorShape> describe(const WeightId& id) const override { return inner_.describe(id); }
   Status read(const WeightId& id, const MutableTensorView& out) const override {
     MOE_RETURN_IF_ERROR(inner_.read(id, out));
-    return check_finite_ ? check(id, out) : Status();
+    return check(id, out);
+  }
+  Status read_all(std::span<const WeightRead> reads) const override {
+    MOE_RETURN_IF_ERROR(inner_.read_all(reads));
+    for (const WeightRead& read : reads) MOE_RETURN_IF_ERROR(check(read.id, read.out));
+    return {};
   }
   std::string_view name() const noexcept override { return inner_.name(); }
 
@@ -43,7 +48,6 @@ class CheckedSource final : public WeightSource {
   }
 
   const WeightSource& inner_;
-  bool check_finite_;
 };
 
 }  // namespace moe

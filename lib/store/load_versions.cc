@@ -1,0 +1,167 @@
+// Copies of a version that is to serve: loaded beside those that serve now, or as they leave.
+#include <algorithm>
+#include <utility>
+
+#include "core/error.h"
+#include "store/store_impl.h"
+
+namespace moe {
+
+// Loads what `targets` name in `version` into free slots that no table names yet. Experts of a
+// paged layer are read and verified, and not kept. On an error nothing stays.
+Status ExpertStore::Impl::load_beside(std::span<const Need> needs, StoreLayer& layer,
+                                      int64_t end_ns, int at_once) {
+  for (size_t begin = 0; begin < needs.size();) {
+    const FifoGate::Turn turn(gate, services.clock(), end_ns, schedule);
+    if (!turn.entered())
+      return Status(StatusCode::deadline_exceeded, "the deadline passed before a reload's turn");
+    const size_t count = std::min(needs.size() - begin, static_cast<size_t>(at_once));
+    {
+      auto lock = locked();
+      begin_move(count);
+      for (const Need& need : needs.subspan(begin, count)) {
+        const ExpertCopy* copy = find_copy(layer, need);
+        if (!copy || copy->state != CopyState::ready) move.filling.push_back({&layer, need});
+      }
+    }
+    begin += count;
+    const Status status = fill(move, end_ns, at_once);
+    auto lock = locked();
+    SlotClass& routed = classes[layer.routed.slot_class];
+    for (const Move::Filling& f : move.filling) {
+      if (f.slot < 0) continue;
+      const bool routed_one = f.need.expert != kSharedExpert;
+      if (routed_one && routed.paged()) {
+        const CopyRef ref{layer.routed.slot_class, f.slot};
+        if (copy_at(ref).state != CopyState::ready) continue;  // late: settle_late() finds it
+        transition(copy_at(ref), CopyState::draining);
+        free_slot(ref);
+      } else if (routed_one) {
+        routed.residency->add({layer.spec.layer, f.need.expert}, f.need.version);
+      }
+    }
+    MOE_RETURN_IF_ERROR(status);
+  }
+  return {};
+}
+
+Status ExpertStore::Impl::load_target(const LayerTarget& target, const Version& version,
+                                      int at_once, int64_t end_ns) {
+  std::vector<Need> needs, shared;
+  for (const int32_t e : target.experts) needs.push_back({e, version.number});
+  if (target.block && target.layer->shared.gemm) shared.push_back({kSharedExpert, version.number});
+  MOE_RETURN_IF_ERROR(load_needs(*target.layer, shared, 1, end_ns));
+  return load_needs(*target.layer, needs, at_once, end_ns);
+}
+
+// Makes sure of `count` free slots of the size of `compute`: kept copies yield.
+Status ExpertStore::Impl::make_room(const Compute& compute, int64_t count, int64_t end_ns) {
+  const auto free = [&] {
+    auto lock = locked();
+    return classes[compute.slot_class].pool->free();
+  };
+  if (free() >= count) return {};
+  MOE_RETURN_IF_ERROR(wait_for_old_forwards(end_ns));
+  MOE_RETURN_IF_ERROR(sweep(true, end_ns));
+  if (const int64_t left = free(); left < count)
+    return error(StatusCode::resource_exhausted, {.phase = Phase::plan},
+                 "{} experts of {} bytes do not fit beside those that serve: {} slots are free; "
+                 "reload layer by layer or expert by expert, or raise expert_memory by {} bytes",
+                 count, classes[compute.slot_class].stride, left,
+                 static_cast<size_t>(count - left) * classes[compute.slot_class].stride);
+  return {};
+}
+
+Status ExpertStore::Impl::load_needs(StoreLayer& layer, std::span<const Need> needs, int at_once,
+                                     int64_t end_ns) {
+  if (needs.empty()) return {};
+  const Compute& compute = compute_of(layer, needs.front().expert);
+  const bool passing = needs.front().expert != kSharedExpert && classes[compute.slot_class].paged();
+  if (passing) at_once = std::min(at_once, static_cast<int>(kSpareSlots));
+  const int64_t count = passing ? at_once : static_cast<int64_t>(needs.size());
+  MOE_RETURN_IF_ERROR(make_room(compute, count, end_ns));
+  return load_beside(needs, layer, end_ns, at_once);
+}
+
+// The shared expert of `then` is read again if its copy is gone; its block names the copy.
+Result<std::shared_ptr<const LayerVersions>> ExpertStore::Impl::revive(
+    StoreLayer& layer, const std::shared_ptr<const LayerVersions>& then, int64_t end_ns) {
+  if (!layer.shared.gemm) return then;
+  const Need need{kSharedExpert, then->block->version};
+  const auto ready = [&]() -> const ExpertCopy* {
+    auto lock = locked();
+    const ExpertCopy* copy = find_copy(layer, need);
+    return copy && copy->state == CopyState::ready ? copy : nullptr;
+  };
+  if (!ready()) MOE_RETURN_IF_ERROR(load_needs(layer, {&need, 1}, 1, end_ns));
+  const ExpertCopy* copy = ready();
+  if (copy && slot_of(layer.shared, *copy) == then->block->shared_slot) return then;
+  std::shared_ptr<Version> version;
+  {
+    auto lock = locked();
+    version = find_version(need.version);
+  }
+  auto next = std::make_shared<LayerVersions>(*then);
+  MOE_ASSIGN_OR_RETURN(next->block, make_block(layer, *version, copy));
+  return std::shared_ptr<const LayerVersions>(std::move(next));
+}
+
+// What `then` names serves again. What is not there any more is read: all of it beside what serves
+// now, or, where that does not fit, piece by piece.
+Status ExpertStore::Impl::return_to(AllVersions then, int64_t end_ns) {
+  set_goal(then, {}, 0);
+  Status status = return_at_once(then, end_ns);
+  if (status.code() == StatusCode::resource_exhausted) status = return_by_pieces(then, end_ns);
+  clear_goal();
+  return status;
+}
+
+// The routed experts of `then` that have a ready copy, or that have none.
+std::vector<Need> ExpertStore::Impl::needs_of(StoreLayer& layer, const LayerVersions& then,
+                                              bool ready) const {
+  std::vector<Need> needs;
+  auto lock = locked();
+  for (size_t e = 0; e < then.experts.size(); ++e) {
+    const Need need{static_cast<int32_t>(e), then.experts[e]};
+    const ExpertCopy* copy = find_copy(layer, need);
+    if ((copy && copy->state == CopyState::ready) == ready) needs.push_back(need);
+  }
+  return needs;
+}
+
+Status ExpertStore::Impl::return_at_once(AllVersions then, int64_t end_ns) {
+  for (auto& layer : layers) {
+    auto& theirs = then[layer->index];
+    MOE_ASSIGN_OR_RETURN(theirs, revive(*layer, theirs, end_ns));
+    if (classes[layer->routed.slot_class].paged()) continue;
+    MOE_RETURN_IF_ERROR(load_needs(*layer, needs_of(*layer, *theirs, false), 1, end_ns));
+  }
+  return switch_to(std::move(then), 1, previous_now(), end_ns);
+}
+
+Status ExpertStore::Impl::return_by_pieces(AllVersions then, int64_t end_ns) {
+  // First those that are there, so that what serves in their place makes room.
+  AllVersions next = serving_now();
+  for (auto& layer : layers) {
+    const LayerVersions& theirs = *then[layer->index];
+    next[layer->index] = mix(*layer, theirs, needs_of(*layer, theirs, true), false);
+  }
+  MOE_RETURN_IF_ERROR(switch_to(std::move(next), 1, previous_now(), end_ns));
+  for (auto& layer : layers) {
+    auto& theirs = then[layer->index];
+    MOE_ASSIGN_OR_RETURN(theirs, revive(*layer, theirs, end_ns));
+    next = serving_now();
+    next[layer->index] = mix(*layer, *theirs, {}, true);
+    MOE_RETURN_IF_ERROR(switch_to(std::move(next), 1, previous_now(), end_ns));
+    if (classes[layer->routed.slot_class].paged()) continue;
+    for (const Need& need : needs_of(*layer, *theirs, false)) {
+      MOE_RETURN_IF_ERROR(load_needs(*layer, {&need, 1}, 1, end_ns));
+      next = serving_now();
+      next[layer->index] = mix(*layer, *theirs, {&need, 1}, false);
+      MOE_RETURN_IF_ERROR(switch_to(std::move(next), 1, previous_now(), end_ns));
+    }
+  }
+  return switch_to(std::move(then), 1, previous_now(), end_ns);
+}
+
+}  // namespace moe
