@@ -26,6 +26,7 @@ struct Chunk {
   int64_t first_tile;
   int64_t tile_count;
 
+  bool whole() const { return tile_count == tiles.count; }  // all rows of the group
   int64_t first_row() const { return tiles.first_row(first_tile); }
   int64_t rows() const {
     const int64_t last = first_tile + tile_count - 1;

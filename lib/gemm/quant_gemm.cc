@@ -56,11 +56,11 @@ class Run final : public Pass {
         kernels_(kernels),
         exact_(exact),
         small_(spec.format.kind == FormatKind::int4),
+        threads_(concurrency_of(batch.executor)),
         spec_(spec),
         batch_(batch),
         at_(quant_sections(spec)),
-        layout_(spec, at_, pairs_in(batch), static_cast<int64_t>(batch.groups.size()),
-                concurrency_of(batch.executor)),
+        layout_(spec, at_, pairs_in(batch), static_cast<int64_t>(batch.groups.size()), threads_),
         tasks_(batch.groups, exact ? kernels.max_rows : quant.max_rows, kChunkTiles,
                reinterpret_cast<GroupStart*>(batch.workspace.data() + layout_.starts)) {
     std::byte* base = batch.workspace.data();
@@ -158,8 +158,8 @@ class Run final : public Pass {
     const int64_t blocks = tile.columns / kBlock, at = begin / kBlock * tile.rows + r;
     std::byte* out = tile.group_tiles + tile.first_row * blocks * kQ8RowBytes;
     auto* q = reinterpret_cast<int8_t*>(out);
-    auto* meta = reinterpret_cast<float*>(out + tile.rows * blocks * kBlock);
-    quant_.encode_q8(block, q + at * kBlock, meta + at * 2);
+    auto* scales = reinterpret_cast<Q8Scale*>(out + tile.rows * blocks * kBlock);
+    quant_.encode_q8(block, q + at * kBlock, scales + at);
   }
 
   // Exact rows lie range by range (kWideBlocks blocks), in each as the float kernels read them.
@@ -188,9 +188,13 @@ class Run final : public Pass {
                 float* sums) const {
     const std::byte* x = tiles_ + chunk.group_row * row_bytes(panels);
     if (exact_) return multiply_exact(chunk, panels, pair, x, sums);
-    const QuantMultiply m = {pair_at(panels, pair), x + chunk.first_row() * row_bytes(panels),
-                             chunk.tiles,           chunk.first_tile,
-                             chunk.tile_count,      sums};
+    const QuantMultiply m = {pair_at(panels, pair),
+                             x + chunk.first_row() * row_bytes(panels),
+                             chunk.tiles,
+                             chunk.first_tile,
+                             chunk.tile_count,
+                             sums,
+                             chunk.whole() ? threads_ * panels.pair_bytes : 0};
     (small_ ? quant_.multiply_int4 : quant_.multiply_int8)(m);
   }
 
@@ -254,6 +258,7 @@ class Run final : public Pass {
   const Kernels& kernels_;
   const bool exact_;
   const bool small_;
+  const int threads_;  // while one computes a pair, others take those behind it
   const ExpertSpec& spec_;
   const ExpertBatch& batch_;
   const QuantSections at_;

@@ -34,13 +34,18 @@ constexpr int kQLanes = hn::MaxLanes(QD());
 constexpr int kQPairVectors = kPair / kQLanes;
 
 // Sums of products that stay in registers beside the weights and one input.
+// kQShare: there are registers for the weights of all outputs of a tile, so that each input is
+// loaded once.
 #if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
+constexpr bool kQShare = true;
 constexpr int kQRegisters = 24;
 constexpr int kQMaxRows = 12;
 #elif HWY_TARGET == HWY_AVX2
+constexpr bool kQShare = false;
 constexpr int kQRegisters = 10;
 constexpr int kQMaxRows = 10;
 #else
+constexpr bool kQShare = false;
 constexpr int kQRegisters = 8;
 constexpr int kQMaxRows = 4;
 #endif
@@ -63,6 +68,7 @@ HWY_INLINE QV q_fma(QV a, QV b, QV c) {
 //
 // dot4_small(): weights 0 to 15, eight calls may be summed before total().
 // dot4_byte(): weights 0 to 255 minus kByteShift; total() is not applied.
+// kWholeSums: total() does nothing, so that a sum may begin with any integer.
 
 HWY_INLINE QVI four_inputs(const int8_t* q) {
   int32_t word;
@@ -71,6 +77,7 @@ HWY_INLINE QVI four_inputs(const int8_t* q) {
 }
 
 #if HWY_TARGET == HWY_AVX3_DL
+constexpr bool kWholeSums = true;
 constexpr int kByteShift = 0;
 HWY_INLINE QVI dot4_small(QVI sum, QVI weights, QVI x) {
   return QVI{_mm512_dpbusd_epi32(sum.raw, weights.raw, x.raw)};
@@ -79,10 +86,12 @@ HWY_INLINE QVI dot4_byte(QVI sum, QVI weights, QVI x) { return dot4_small(sum, w
 HWY_INLINE QVI total(QVI sum) { return sum; }
 struct ByteWeights {
   QVI weights;
+  ByteWeights() = default;
   explicit HWY_INLINE ByteWeights(QVI stored) : weights(stored) {}
   HWY_INLINE QVI dot(QVI sum, QVI x) const { return dot4_byte(sum, weights, x); }
 };
 #elif HWY_TARGET == HWY_AVX3
+constexpr bool kWholeSums = false;
 constexpr int kByteShift = 128;
 // 16-bit sums: 8 * 2 * 15 * 127 < 2^15.
 HWY_INLINE QVI dot4_small(QVI sum, QVI weights, QVI x) {
@@ -92,6 +101,7 @@ HWY_INLINE QVI total(QVI sum) { return QVI{_mm512_madd_epi16(sum.raw, _mm512_set
 struct ByteWeights {
   __m512i size;
   __mmask64 negative;
+  ByteWeights() = default;
   explicit HWY_INLINE ByteWeights(QVI stored) {
     const __m512i weights = _mm512_xor_si512(stored.raw, _mm512_set1_epi8(-128));
     size = _mm512_abs_epi8(weights);
@@ -105,6 +115,7 @@ struct ByteWeights {
   }
 };
 #elif HWY_TARGET == HWY_AVX2
+constexpr bool kWholeSums = false;
 constexpr int kByteShift = 128;
 // 16-bit sums: 8 * 2 * 15 * 127 < 2^15.
 HWY_INLINE QVI dot4_small(QVI sum, QVI weights, QVI x) {
@@ -113,6 +124,7 @@ HWY_INLINE QVI dot4_small(QVI sum, QVI weights, QVI x) {
 HWY_INLINE QVI total(QVI sum) { return QVI{_mm256_madd_epi16(sum.raw, _mm256_set1_epi16(1))}; }
 struct ByteWeights {
   __m256i weights, size;
+  ByteWeights() = default;
   explicit HWY_INLINE ByteWeights(QVI stored)
       : weights(_mm256_xor_si256(stored.raw, _mm256_set1_epi8(-128))),
         size(_mm256_abs_epi8(weights)) {}
@@ -123,6 +135,7 @@ struct ByteWeights {
   }
 };
 #else
+constexpr bool kWholeSums = true;
 constexpr int kByteShift = 0;
 // Byte `kByte` of each lane, x sign-extended and weights not.
 template <int kByte>
@@ -138,6 +151,7 @@ HWY_INLINE QVI dot4_small(QVI sum, QVI weights, QVI x) {
 HWY_INLINE QVI total(QVI sum) { return sum; }
 struct ByteWeights {
   QVI weights;
+  ByteWeights() = default;
   explicit HWY_INLINE ByteWeights(QVI stored) : weights(stored) {}
   HWY_INLINE QVI dot(QVI sum, QVI x) const { return dot4_small(sum, weights, x); }
 };
@@ -158,6 +172,7 @@ struct QInt4 {
 
   struct Weights {
     QVI low, high;
+    Weights() = default;
     HWY_INLINE Weights(const uint8_t* panel, int64_t line, int64_t lane) {
       const auto both = hn::BitCast(QU(), load_lanes(panel, line, lane));
       const auto mask = hn::Set(QU(), 0x0f0f0f0fu);
@@ -168,6 +183,7 @@ struct QInt4 {
       return dot4_small(dot4_small(sum, low, four_inputs(q)), high, four_inputs(q + 4));
     }
   };
+  static constexpr bool kWhole = kWholeSums;
   static HWY_INLINE QVI finish(QVI sum) { return total(sum); }
 
   // Column `kColumn` of a line as integers.
@@ -187,10 +203,12 @@ struct QInt8 {
 
   struct Weights {
     ByteWeights weights;
+    Weights() = default;
     HWY_INLINE Weights(const uint8_t* panel, int64_t line, int64_t lane)
         : weights(load_lanes(panel, line, lane)) {}
     HWY_INLINE QVI dot(QVI sum, const int8_t* q) const { return weights.dot(sum, four_inputs(q)); }
   };
+  static constexpr bool kWhole = true;
   static HWY_INLINE QVI finish(QVI sum) { return sum; }
 
   template <int kColumn>
@@ -206,8 +224,7 @@ constexpr int64_t kRange = 16;  // blocks: their values and scales stay in the L
 
 struct Factors {
   alignas(64) float scales[kRange * kPair];
-  alignas(64) float zeros[kRange * kPair];  // what an integer weight of 0 is less than 0, counted
-                                            // after kShift
+  alignas(64) float zeros[kRange * kPair];  // counted after kShift; unset if the pair has none
 };
 
 template <class Load>
@@ -216,6 +233,18 @@ HWY_INLINE void spread(const QuantPair& pair, int64_t first, int64_t count, floa
     const int64_t at = (first + b) / pair.group_blocks * kPair;
     for (int64_t i = 0; i < kPair; i += kQLanes) hn::Store(load(at + i), QD(), out + b * kPair + i);
   }
+}
+
+// The scales and zeros of the range from block `first` on, of the pair that lies `ahead` bytes on.
+inline void fetch_factors(const QuantPair& pair, int64_t first, int64_t ahead) {
+  const int64_t last = std::min(first + kRange, pair.blocks) - 1;
+  const int64_t begin = first / pair.group_blocks * kPair;
+  const int64_t end = (last / pair.group_blocks + 1) * kPair;
+  const int64_t each = pair.scale == DType::f32 ? 4 : 2;
+  for (int64_t at = begin * each; at < end * each; at += 64)
+    __builtin_prefetch(pair.scales + ahead + at);
+  for (int64_t at = begin; pair.zeros && at < end; at += 64)
+    __builtin_prefetch(pair.zeros + ahead + at);
 }
 
 template <class W>
@@ -237,8 +266,7 @@ HWY_INLINE void load_factors(const QuantPair& pair, int64_t first, int64_t count
       return hn::PromoteTo(QD(),
                            hn::Load(half, reinterpret_cast<const hwy::float16_t*>(halves + i)));
     });
-  const QV zero = hn::Set(QD(), static_cast<float>(W::kZero - shift));
-  if (!pair.zeros) return spread(pair, first, count, out->zeros, [&](int64_t) { return zero; });
+  if (!pair.zeros) return;
   const auto* bytes = reinterpret_cast<const uint8_t*>(pair.zeros);
   spread(pair, first, count, out->zeros, [&](int64_t i) {
     const hn::Rebind<uint8_t, QD> byte;
@@ -249,54 +277,95 @@ HWY_INLINE void load_factors(const QuantPair& pair, int64_t first, int64_t count
 
 // ---- products
 
-// kRows rows times kVectors vectors of outputs from `lane` (of 32) on, over `blocks` blocks.
-template <class W, int kRows, int kVectors>
-HWY_INLINE void q_tile(const uint8_t* values, const Factors& factors, int64_t blocks,
-                       const int8_t* q, const float* scale_sum, int64_t lane, bool first,
-                       float* sums) {
+// Some blocks of a pair times the rows of a tile.
+struct QBlocks {
+  const uint8_t* values;
+  int64_t blocks;
+  const int8_t* q;
+  const Q8Scale* rows;
+  bool first;  // the sums begin here
+  float* sums;
+  int64_t ahead;  // bytes; the values that far ahead are fetched meanwhile; 0: none
+};
+
+// What a uniform zero point adds to the dot products of a row.
+template <class W>
+HWY_INLINE QVI shift_of_zero(int32_t minus_sum) {
+  constexpr int kOffset = W::kZero - W::kShift;
+  static_assert(kOffset == 0 || kOffset == 8 || kOffset == 128);
+  if constexpr (kOffset == 0) return hn::Zero(QI());
+  return hn::ShiftLeft < kOffset == 8 ? 3 : 7 > (hn::Set(QI(), minus_sum));
+}
+
+// kRows rows times kVectors vectors of outputs from `lane` (of 32) on. kZeros: each group of an
+// output has its zero point.
+template <class W, int kRows, int kVectors, bool kZeros>
+HWY_INLINE void q_tile(const QBlocks& m, const Factors& factors, int64_t lane) {
   constexpr bool kKeep = 2 * kRows * kVectors <= kQRegisters;  // totals in registers too
+  constexpr bool kStart = W::kWhole && !kZeros;                // sums begin with the zero's share
   QV totals[kRows][kVectors];
+  float* const sums = m.sums + lane;
   if constexpr (kKeep) {
     MOE_UNROLL for (int r = 0; r < kRows; ++r) {
       MOE_UNROLL for (int v = 0; v < kVectors; ++v) {
-        totals[r][v] =
-            first ? hn::Zero(QD()) : hn::Load(QD(), sums + r * kPair + lane + v * kQLanes);
+        totals[r][v] = m.first ? hn::Zero(QD()) : hn::Load(QD(), sums + r * kPair + v * kQLanes);
       }
     }
-  } else if (first) {
+  } else if (m.first) {
     for (int r = 0; r < kRows; ++r)
       for (int v = 0; v < kVectors; ++v)
-        hn::Store(hn::Zero(QD()), QD(), sums + r * kPair + lane + v * kQLanes);
+        hn::Store(hn::Zero(QD()), QD(), sums + r * kPair + v * kQLanes);
   }
-  for (int64_t b = 0; b < blocks; ++b) {
+  for (int64_t b = 0; b < m.blocks; ++b) {
+    const uint8_t* block = m.values + b * 2 * W::kPanelBytes;
+    if (m.ahead) {
+      MOE_UNROLL for (int l = 0; l < 2 * W::kLines; ++l)
+          __builtin_prefetch(block + m.ahead + l * 64);
+    }
+    const int8_t* rows = m.q + b * kRows * kBlock;
+    const Q8Scale* row = m.rows + b * kRows;
     QVI acc[kRows][kVectors];
     MOE_UNROLL for (int r = 0; r < kRows; ++r) {
-      MOE_UNROLL for (int v = 0; v < kVectors; ++v) acc[r][v] = hn::Zero(QI());
+      const QVI start = kStart ? shift_of_zero<W>(row[r].minus_sum) : hn::Zero(QI());
+      MOE_UNROLL for (int v = 0; v < kVectors; ++v) acc[r][v] = start;
     }
-    const uint8_t* block = values + b * 2 * W::kPanelBytes;
-    const int8_t* rows = q + b * kRows * kBlock;
     for (int line = 0; line < W::kLines; ++line) {
-      MOE_UNROLL for (int v = 0; v < kVectors; ++v) {
-        const int64_t at = lane + v * kQLanes;
-        const typename W::Weights w(block + at / kPanel * W::kPanelBytes, line, at % kPanel);
+      const int8_t* x = rows + line * W::kLineColumns;
+      if constexpr (kQShare) {
+        typename W::Weights w[kVectors];
+        MOE_UNROLL for (int v = 0; v < kVectors; ++v) {
+          const int64_t at = lane + v * kQLanes;
+          w[v] = typename W::Weights(block + at / kPanel * W::kPanelBytes, line, at % kPanel);
+        }
         MOE_UNROLL for (int r = 0; r < kRows; ++r) {
-          acc[r][v] = w.dot(acc[r][v], rows + r * kBlock + line * W::kLineColumns);
+          MOE_UNROLL for (int v = 0; v < kVectors; ++v) acc[r][v] =
+              w[v].dot(acc[r][v], x + r * kBlock);
+        }
+      } else {
+        MOE_UNROLL for (int v = 0; v < kVectors; ++v) {
+          const int64_t at = lane + v * kQLanes;
+          const typename W::Weights w(block + at / kPanel * W::kPanelBytes, line, at % kPanel);
+          MOE_UNROLL for (int r = 0; r < kRows; ++r) acc[r][v] = w.dot(acc[r][v], x + r * kBlock);
         }
       }
     }
-    const float* meta = scale_sum + b * kRows * 2;
-    MOE_UNROLL for (int v = 0; v < kVectors; ++v) {
-      const int64_t at = lane + v * kQLanes;
-      const QV scale = hn::Load(QD(), factors.scales + b * kPair + at);
-      const QV zero = hn::Load(QD(), factors.zeros + b * kPair + at);
-      MOE_UNROLL for (int r = 0; r < kRows; ++r) {
-        const QV dot = hn::ConvertTo(QD(), W::finish(acc[r][v]));
-        const QV shifted = q_fma(zero, hn::Set(QD(), meta[2 * r + 1]), dot);  // exact
-        const QV scaled = hn::Mul(shifted, hn::Set(QD(), meta[2 * r]));
+    MOE_UNROLL for (int r = 0; r < kRows; ++r) {
+      const QV row_scale = hn::Set(QD(), row[r].scale);
+      QVI more = hn::Zero(QI());
+      QV minus_sum = hn::Zero(QD());
+      if constexpr (!kStart && !kZeros) more = shift_of_zero<W>(row[r].minus_sum);
+      if constexpr (kZeros) minus_sum = hn::ConvertTo(QD(), hn::Set(QI(), row[r].minus_sum));
+      MOE_UNROLL for (int v = 0; v < kVectors; ++v) {
+        const int64_t at = b * kPair + lane + v * kQLanes;
+        QVI whole = W::finish(acc[r][v]);
+        if constexpr (!kStart && !kZeros) whole = hn::Add(whole, more);
+        QV dot = hn::ConvertTo(QD(), whole);  // exact, as is the next one
+        if constexpr (kZeros) dot = q_fma(hn::Load(QD(), factors.zeros + at), minus_sum, dot);
+        const QV scaled = hn::Mul(dot, row_scale), scale = hn::Load(QD(), factors.scales + at);
         if constexpr (kKeep) {
           totals[r][v] = q_fma(scaled, scale, totals[r][v]);
         } else {
-          float* sum = sums + r * kPair + at;
+          float* sum = sums + r * kPair + v * kQLanes;
           hn::Store(q_fma(scaled, scale, hn::Load(QD(), sum)), QD(), sum);
         }
       }
@@ -305,16 +374,14 @@ HWY_INLINE void q_tile(const uint8_t* values, const Factors& factors, int64_t bl
   if constexpr (kKeep) {
     MOE_UNROLL for (int r = 0; r < kRows; ++r) {
       MOE_UNROLL for (int v = 0; v < kVectors; ++v) {
-        hn::Store(totals[r][v], QD(), sums + r * kPair + lane + v * kQLanes);
+        hn::Store(totals[r][v], QD(), sums + r * kPair + v * kQLanes);
       }
     }
   }
 }
 
-template <class W, int kRows>
-HWY_NOINLINE void q_multiply_tile(const uint8_t* values, const Factors& factors, int64_t blocks,
-                                  const int8_t* q, const float* scale_sum, bool first,
-                                  float* sums) {
+template <class W, int kRows, bool kZeros>
+HWY_NOINLINE void q_multiply_tile(const QBlocks& m, const Factors& factors) {
   constexpr int kMost = kQRegisters / kRows;
   constexpr int kVectors = kMost >= kQPairVectors ? kQPairVectors
                            : kMost >= 4           ? 4
@@ -322,31 +389,40 @@ HWY_NOINLINE void q_multiply_tile(const uint8_t* values, const Factors& factors,
                                                   : 1;
   static_assert(kQPairVectors % kVectors == 0);
   for (int64_t lane = 0; lane < kPair; lane += kVectors * kQLanes)
-    q_tile<W, kRows, kVectors>(values, factors, blocks, q, scale_sum, lane, first, sums);
+    q_tile<W, kRows, kVectors, kZeros>(m, factors, lane);
 }
 
-template <class W, int... kRowsLess1>
+template <class W, bool kZeros, int... kRowsLess1>
 constexpr auto q_tile_functions(std::integer_sequence<int, kRowsLess1...>) {
-  return std::array{&q_multiply_tile<W, kRowsLess1 + 1>...};
+  return std::array{&q_multiply_tile<W, kRowsLess1 + 1, kZeros>...};
 }
 
 template <class W>
 void q_multiply(const QuantMultiply& m) {
-  static constexpr auto kTiles = q_tile_functions<W>(std::make_integer_sequence<int, kQMaxRows>());
+  using Rows = std::make_integer_sequence<int, kQMaxRows>;
+  static constexpr auto kUniform = q_tile_functions<W, false>(Rows());
+  static constexpr auto kWithZeros = q_tile_functions<W, true>(Rows());
+  constexpr int64_t kRangeBytes = kRange * 2 * W::kPanelBytes;
+  const auto& tiles = m.pair.zeros ? kWithZeros : kUniform;
   const auto* values = reinterpret_cast<const uint8_t*>(m.pair.values);
   const int64_t first_row = m.tiles.first_row(m.first_tile), blocks = m.pair.blocks;
-  for (int64_t begin = 0; begin < blocks; begin += kRange) {
+  for (int64_t begin = 0; begin < blocks; begin += kRange, values += kRangeBytes) {
     const int64_t count = std::min(kRange, blocks - begin);
     Factors factors;
     load_factors<W>(m.pair, begin, count, W::kShift, &factors);
+    const bool last = begin + count == blocks;
+    const int64_t pair_bytes = last ? m.pair_bytes_ahead : 0;
+    fetch_factors(m.pair, last ? 0 : begin + kRange, pair_bytes);
+    const int64_t ahead = last ? pair_bytes - begin * 2 * W::kPanelBytes : kRangeBytes;
     for (int64_t t = m.first_tile; t < m.first_tile + m.tile_count; ++t) {
       const int64_t row = m.tiles.first_row(t) - first_row, rows = m.tiles.size(t);
       const std::byte* tile = m.x + row * blocks * kQ8RowBytes;
       const auto* q = reinterpret_cast<const int8_t*>(tile);
-      const auto* meta = reinterpret_cast<const float*>(tile + rows * blocks * kBlock);
-      kTiles[rows - 1](values + begin * 2 * W::kPanelBytes, factors, count,
-                       q + begin * rows * kBlock, meta + begin * rows * 2, begin == 0,
-                       m.sums + row * kPair);
+      const auto* scales = reinterpret_cast<const Q8Scale*>(tile + rows * blocks * kBlock);
+      tiles[rows - 1](
+          {values, count, q + begin * rows * kBlock, scales + begin * rows, begin == 0,
+           m.sums + row * kPair, t == m.first_tile && (!last || pair_bytes) ? ahead : 0},
+          factors);
     }
   }
 }
@@ -375,7 +451,8 @@ void q_widen(const QuantWiden& m) {
         const uint8_t* block = values + ((m.first + begin + b) * 2 + panel) * W::kPanelBytes;
         float* out = m.out + (panel * m.count + begin + b) * kBlock * kPanel + lane;
         const QV scale = hn::Load(QD(), factors.scales + b * kPair + at);
-        const QV zero = hn::Load(QD(), factors.zeros + b * kPair + at);
+        const QV zero = m.pair.zeros ? hn::Load(QD(), factors.zeros + b * kPair + at)
+                                     : hn::Set(QD(), static_cast<float>(W::kZero));
         for (int line = 0; line < W::kLines; ++line)
           widen_columns<W, 0>(load_lanes(block, line, lane), zero, scale,
                               out + line * W::kLineColumns * kPanel);
@@ -385,7 +462,7 @@ void q_widen(const QuantWiden& m) {
 
 // ---- rows: the bits of encode_q8() in quant/q8.h
 
-inline void encode_row_q8(const float* values, int8_t* q, float* scale_and_sum) {
+inline void encode_row_q8(const float* values, int8_t* q, Q8Scale* scale) {
   QV most = hn::Zero(QD()), wrong = hn::Zero(QD());
   for (int64_t i = 0; i < kBlock; i += kQLanes) {
     const QV value = hn::Load(QD(), values + i);
@@ -396,8 +473,7 @@ inline void encode_row_q8(const float* values, int8_t* q, float* scale_and_sum) 
   const bool finite = hn::AllTrue(QD(), hn::Eq(wrong, hn::Zero(QD())));
   if (!finite || largest < kQ8Tiny) {
     std::fill_n(q, kBlock, int8_t{0});
-    scale_and_sum[0] = finite ? 0.0f : std::numeric_limits<float>::quiet_NaN();
-    scale_and_sum[1] = 0;
+    *scale = {finite ? 0.0f : std::numeric_limits<float>::quiet_NaN(), 0};
     return;
   }
   const QV inverse = hn::Set(QD(), 127.0f / largest);
@@ -408,8 +484,7 @@ inline void encode_row_q8(const float* values, int8_t* q, float* scale_and_sum) 
     hn::StoreU(hn::DemoteTo(byte, rounded), byte, q + i);
     sum = hn::Add(sum, rounded);
   }
-  scale_and_sum[0] = largest / 127.0f;
-  scale_and_sum[1] = -static_cast<float>(hn::GetLane(hn::SumOfLanes(QI(), sum)));
+  *scale = {largest / 127.0f, -hn::GetLane(hn::SumOfLanes(QI(), sum))};
 }
 
 constexpr QuantKernels quant_kernels(const char* name, bool (*available)()) {

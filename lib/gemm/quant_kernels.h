@@ -23,9 +23,13 @@ struct QuantPair {
 };
 
 // Rows in q8 (quant/q8.h), tile after tile; a tile of R rows over B blocks is
-//   int8   [B][R][32]   the integers
-//   float  [B][R][2]    scale, and minus the sum of the integers
-inline constexpr int64_t kQ8RowBytes = 32 + 2 * sizeof(float);  // of one block of one row
+//   int8     [B][R][32]   the integers
+//   Q8Scale  [B][R]
+struct Q8Scale {
+  float scale;
+  int32_t minus_sum;  // minus the sum of the integers
+};
+inline constexpr int64_t kQ8RowBytes = 32 + sizeof(Q8Scale);  // of one block of one row
 
 // One panel pair times the rows of some tiles.
 struct QuantMultiply {
@@ -35,6 +39,9 @@ struct QuantMultiply {
   int64_t first_tile = 0;
   int64_t tile_count = 0;
   float* sums = nullptr;  // (rows of these tiles, kPair); 64-byte aligned, written
+
+  // How far on lies the pair that this thread may read next, which is fetched ahead; 0: unknown.
+  int64_t pair_bytes_ahead = 0;
 };
 
 // Blocks [first, first + count) of a pair as two f32 panels [2][count * 32][16].
@@ -55,8 +62,8 @@ struct QuantKernels {
   void (*widen_int8)(const QuantWiden&);
   void (*widen_int4)(const QuantWiden&);
 
-  // 32 values become 32 integers, their scale and minus their sum.
-  void (*encode_q8)(const float* values, int8_t* q, float* scale_and_sum);
+  // 32 values become 32 integers and their scale.
+  void (*encode_q8)(const float* values, int8_t* q, Q8Scale* scale);
 };
 
 // Of this build, best first; the last one runs everywhere.

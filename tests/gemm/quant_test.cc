@@ -159,14 +159,14 @@ TEST_CASE("q8 in SIMD has the bits of its definition", "[gemm][quant]") {
       if (i % 10 == 0) values[i / 10 % kQ8Block] = i % 20 ? NAN : -INFINITY;
       if (i % 10 == 1) std::fill_n(values, kQ8Block, 0.0f);
       alignas(64) int8_t q[kQ8Block], expected[kQ8Block];
-      float scale_and_sum[2];
-      kernels.encode_q8(values, q, scale_and_sum);
+      cpu::Q8Scale got;
+      kernels.encode_q8(values, q, &got);
       const float scale = encode_q8(values, expected);
       REQUIRE(std::memcmp(q, expected, sizeof q) == 0);
-      REQUIRE((scale_and_sum[0] == scale || (std::isnan(scale) && std::isnan(scale_and_sum[0]))));
+      REQUIRE((got.scale == scale || (std::isnan(scale) && std::isnan(got.scale))));
       int sum = 0;
       for (int8_t value : expected) sum += value;
-      REQUIRE(scale_and_sum[1] == static_cast<float>(-sum));
+      REQUIRE(got.minus_sum == -sum);
     }
   }
 }
