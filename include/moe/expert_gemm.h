@@ -20,9 +20,9 @@ namespace moe {
 
 // How exact the rows are when they meet the weights: the A of W8A8.
 enum class RowPrecision : int32_t {
-  automatic,  // int8 and int4 weights meet rows in int8 with a scale per 32 inputs; others `exact`
+  automatic,  // int8, int4: rows in int8, a scale per 32 inputs; bf16 rows as are (AMX); or `exact`
   exact,      // f32 on the CPU; bf16 on a GPU, whose matrix units take no more
-  fast,       // as automatic, but bf16 weights may meet rows rounded to bf16 (AVX512-BF16)
+  fast,       // as automatic, but bf16 weights may meet rows rounded to bf16 (AMX too)
 };
 
 // What a backend may choose from when it is made.

@@ -20,13 +20,6 @@
 namespace moe::cpu {
 namespace {
 
-constexpr int64_t kBlock = 512;  // inputs of a panel pair that stay in the L1 cache: 32 KiB
-
-bool cpuid_bit(unsigned leaf, unsigned sub, int reg, int bit) {
-  unsigned r[4] = {};
-  return __get_cpuid_count(leaf, sub, &r[0], &r[1], &r[2], &r[3]) && (r[reg] >> bit & 1);
-}
-
 template <int kRows>
 MOE_AVX512 void dot_product_tile(const uint16_t* panels, int64_t panel_elements, const uint16_t* x,
                                  int64_t pairs, bool first, float* sums, const char* ahead) {
@@ -62,22 +55,12 @@ constexpr auto dot_product_tiles(std::integer_sequence<int, kRowsLess1...>) {
   return std::array{&dot_product_tile<kRowsLess1 + 1>...};
 }
 
-// do_block(first input, count, tile, its first row in the chunk, what to fetch meanwhile) for every
-// tile, block of inputs by block of inputs.
-template <class DoBlock>
-void for_each_block(const Multiply& m, DoBlock do_block) {
-  const int64_t first_row = m.tiles.first_row(m.first_tile);
-  for (int64_t begin = 0; begin < m.inputs; begin += kBlock) {
-    const int64_t count = std::min(kBlock, m.inputs - begin);
-    const std::byte* next = m.panels + (begin + count) * kPanel * int64_t{sizeof(uint16_t)};
-    const auto* ahead = begin + count < m.inputs ? reinterpret_cast<const char*>(next) : nullptr;
-    for (int64_t t = m.first_tile; t < m.first_tile + m.tile_count; ++t)
-      do_block(begin, count, t, m.tiles.first_row(t) - first_row,
-               t == m.first_tile ? ahead : nullptr);
-  }
-}
-
 }  // namespace
+
+bool cpuid_bit(unsigned leaf, unsigned sub, int reg, int bit) {
+  unsigned r[4] = {};
+  return __get_cpuid_count(leaf, sub, &r[0], &r[1], &r[2], &r[3]) && (r[reg] >> bit & 1);
+}
 
 bool has_avx512_bf16() {
   constexpr int kEax = 0, kEbx = 1;

@@ -2,6 +2,8 @@
 // 1.0.3 has no such target.
 #pragma once
 
+#include <algorithm>
+
 #include "gemm/cpu_kernels.h"
 
 namespace moe::cpu {
@@ -11,9 +13,29 @@ namespace moe::cpu {
 void multiply_dot_product(const Multiply& m);
 void round_to_bf16(const float* values, int64_t count, uint16_t* out);
 
-inline constexpr Bf16Rows kDotProductRows = {2, kMaxTileRows, multiply_dot_product, round_to_bf16};
+inline constexpr Bf16Rows kDotProductRows = {2, kMaxTileRows, false, multiply_dot_product,
+                                             round_to_bf16};
 
 bool has_avx512_bf16();
+
+// Bit `bit` of register `reg` (eax, ebx, ecx, edx) of CPUID.
+bool cpuid_bit(unsigned leaf, unsigned sub, int reg, int bit);
+
+// do_block(first input, count, tile, its first row in the chunk, what to fetch meanwhile) for every
+// tile, block of inputs by block of inputs: a block of a panel pair stays in the L1 cache.
+template <class DoBlock>
+void for_each_block(const Multiply& m, DoBlock do_block) {
+  constexpr int64_t kBlock = 512;  // inputs: 32 KiB
+  const int64_t first_row = m.tiles.first_row(m.first_tile);
+  for (int64_t begin = 0; begin < m.inputs; begin += kBlock) {
+    const int64_t count = std::min(kBlock, m.inputs - begin);
+    const std::byte* next = m.panels + (begin + count) * kPanel * int64_t{sizeof(uint16_t)};
+    if (begin + count == m.inputs) next = m.next_panels;
+    for (int64_t t = m.first_tile; t < m.first_tile + m.tile_count; ++t)
+      do_block(begin, count, t, m.tiles.first_row(t) - first_row,
+               t == m.first_tile ? reinterpret_cast<const char*>(next) : nullptr);
+  }
+}
 
 #endif
 

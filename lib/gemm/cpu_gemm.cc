@@ -14,6 +14,7 @@
 #include <cstring>
 
 #include "core/error.h"
+#include "core/parallel.h"
 #include "gemm/backends.h"
 #include "gemm/cpu_layout.h"
 #include "gemm/cpu_pack.h"
@@ -68,10 +69,12 @@ class Run final : public Pass {
  public:
   Run(const Kernels& kernels, RowPrecision rows, const ExpertSpec& spec, const ExpertBatch& batch)
       : kernels_(kernels),
+        threads_(concurrency_of(batch.executor)),
         spec_(spec),
         batch_(batch),
         at_(sections(spec)),
-        form_(row_form(kernels, takes_bf16_rows(kernels, spec.format.kind, rows))),
+        form_(row_form(kernels,
+                       takes_bf16_rows(kernels, spec.format.kind, batch.hidden.dtype, rows))),
         layout_(kernels, at_, pairs_in(batch), static_cast<int64_t>(batch.groups.size())),
         tasks_(batch.groups, form_.max_rows, kChunkRows / form_.max_rows,
                reinterpret_cast<GroupStart*>(batch.workspace.data() + layout_.starts)) {
@@ -144,8 +147,8 @@ class Run final : public Pass {
       }
   }
 
-  void multiply(const Chunk& chunk, const std::byte* panels, int64_t inputs, const std::byte* x,
-                float* sums) const {
+  void multiply(const Chunk& chunk, const std::byte* panels, int64_t pair_bytes, int64_t inputs,
+                const std::byte* x, float* sums) const {
     const int64_t row = chunk.group_row + chunk.first_row();
     x += row * form_.row_bytes(inputs);
     multiply_({.panels = panels,
@@ -156,6 +159,7 @@ class Run final : public Pass {
                .tile_count = chunk.tile_count,
                .sums = sums,
                .group = spec_.format.group,
+               .next_panels = chunk.whole() ? panels + threads_ * pair_bytes : nullptr,
                .bf16_x = reinterpret_cast<const uint16_t*>(x)});
   }
 
@@ -164,8 +168,8 @@ class Run final : public Pass {
     int64_t pair;
     const Chunk chunk = tasks_.chunk_of(task, at_.gate_up_pairs, &pair);
     const std::byte* slot = chunk.group->slot;
-    multiply(chunk, slot + at_.gate_up + pair * at_.gate_up_pair_bytes, at_.hidden_inputs, x_,
-             sums);
+    multiply(chunk, slot + at_.gate_up + pair * at_.gate_up_pair_bytes, at_.gate_up_pair_bytes,
+             at_.hidden_inputs, x_, sums);
     const float* bias = bias_of(slot, at_.gate_up_bias, pair);
     float* row = sums;
     for (int64_t t = chunk.first_tile; t < chunk.first_tile + chunk.tile_count; ++t) {
@@ -212,8 +216,8 @@ class Run final : public Pass {
     int64_t pair;
     const Chunk chunk = tasks_.chunk_of(task, at_.down_pairs, &pair);
     const std::byte* slot = chunk.group->slot;
-    multiply(chunk, slot + at_.down + pair * at_.down_pair_bytes, at_.intermediate_inputs,
-             activations_, sums);
+    multiply(chunk, slot + at_.down + pair * at_.down_pair_bytes, at_.down_pair_bytes,
+             at_.intermediate_inputs, activations_, sums);
     const float* bias = bias_of(slot, at_.down_bias, pair);
     const int64_t column = pair * kPair, columns = std::min(kPair, spec_.hidden - column);
     const int64_t begin = chunk.first_row(), end = begin + chunk.rows();
@@ -232,6 +236,7 @@ class Run final : public Pass {
   static constexpr uint16_t kZeros[kPair] = {};
 
   const Kernels& kernels_;
+  const int threads_;  // while one computes a pair, others take those behind it
   const ExpertSpec& spec_;
   const ExpertBatch& batch_;
   const Sections at_;
@@ -278,8 +283,8 @@ class CpuGemm final : public PassGemm {
     return static_cast<size_t>(Workspace(kernels_, sections(spec), pairs, groups).bytes);
   }
 
-  double error_bound(const ExpertSpec& spec, DType) const noexcept override {
-    return takes_bf16_rows(kernels_, spec.format.kind, rows_) ? 5e-3 : 2e-6;
+  double error_bound(const ExpertSpec& spec, DType hidden) const noexcept override {
+    return takes_bf16_rows(kernels_, spec.format.kind, hidden, rows_) ? 5e-3 : 2e-6;
   }
 
   Status plan(const ExpertSpec& spec, const ExpertBatch& batch, PassSpace* pass) const override {

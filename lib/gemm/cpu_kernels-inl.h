@@ -210,9 +210,11 @@ void multiply(const Multiply& m) {
     const int64_t count = std::min(kChain, m.inputs - begin);
     const Type* block = panels + begin * kPanel;
     Ahead ahead = {reinterpret_cast<const std::byte*>(m.x)};
-    if (begin + count < m.inputs)
-      ahead = {reinterpret_cast<const std::byte*>(block + count * kPanel),
-               panel_elements * int64_t{sizeof(Type)}, 2 * kPanel * int64_t{sizeof(Type)}};
+    const std::byte* const next = begin + count < m.inputs
+                                      ? reinterpret_cast<const std::byte*>(block + count * kPanel)
+                                      : m.next_panels;
+    if (next)
+      ahead = {next, panel_elements * int64_t{sizeof(Type)}, 2 * kPanel * int64_t{sizeof(Type)}};
     if (!W::kWide && in_cache) {
       widen<W>(block, panel_elements, count, wide);
       multiply_block<F32>(m, wide, kChain * kPanel, begin, count / 2, ahead);

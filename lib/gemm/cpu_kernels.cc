@@ -14,6 +14,7 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include "gemm/cpu_amx.h"
 #include "gemm/cpu_bf16_rows.h"
 #include "gemm/cpu_kernels-inl.h"
 
@@ -35,6 +36,7 @@ constexpr Kernels with(Kernels kernels, const Bf16Rows& rows) {
 
 constexpr Kernels kAll[] = {
 #if HWY_TARGETS & HWY_AVX3
+    with(N_AVX3::kernels("amx", has_amx), kAmxRows),
     with(N_AVX3::kernels("avx512bf16", has_avx512_bf16), kDotProductRows),
     N_AVX3::kernels("avx512", has<HWY_AVX3>),
 #endif
@@ -62,8 +64,10 @@ const Kernels& best_kernels() {
   return kAll[std::size(kAll) - 1];
 }
 
-bool takes_bf16_rows(const Kernels& kernels, FormatKind weights, RowPrecision rows) {
-  return kernels.bf16.multiply && weights == FormatKind::bf16 && rows == RowPrecision::fast;
+bool takes_bf16_rows(const Kernels& kernels, FormatKind weights, DType hidden, RowPrecision rows) {
+  if (!kernels.bf16.multiply || weights != FormatKind::bf16) return false;
+  if (rows == RowPrecision::automatic) return kernels.bf16.automatic && hidden == DType::bf16;
+  return rows == RowPrecision::fast;
 }
 
 }  // namespace moe::cpu

@@ -22,13 +22,17 @@ struct Multiply {
   float* sums = nullptr;  // (rows of these tiles, kPair); 64-byte aligned, written
   int64_t group = 0;      // fp8 only: inputs that share a scale, even; 0: all
 
+  // Panels that this thread may read next, fetched ahead; null: unknown.
+  const std::byte* next_panels = nullptr;
+
   const uint16_t* bf16_x = nullptr;  // instead of x, for Bf16Rows
 };
 
 // Rows in bf16: a tile is [inputs / unit][rows][unit], zeros after the last input.
 struct Bf16Rows {
-  int64_t unit = 0;      // inputs of one row that lie side by side, at most 64
-  int64_t max_rows = 0;  // of a tile
+  int64_t unit = 0;        // inputs of one row that lie side by side, at most 64
+  int64_t max_rows = 0;    // of a tile
+  bool automatic = false;  // so much faster that rows in bf16 stay bf16 without being asked for
   void (*multiply)(const Multiply&) = nullptr;  // null: the set has none
 
   // To nearest, ties to even; count is a multiple of kPanel. Subnormal values become 0.
@@ -52,9 +56,9 @@ struct Kernels {
   Bf16Rows bf16;
 };
 
-// Whether rows meet weights of kind `weights` in bf16: only if the host says so, since no machine
-// was measured on which it is faster.
-bool takes_bf16_rows(const Kernels& kernels, FormatKind weights, RowPrecision rows);
+// Whether rows of type `hidden` meet weights of kind `weights` in bf16. Input rows that are bf16
+// keep their values (but for an input weight); those between up and down are rounded.
+bool takes_bf16_rows(const Kernels& kernels, FormatKind weights, DType hidden, RowPrecision rows);
 
 // Of this build, best first; the last one runs everywhere.
 std::span<const Kernels> all_kernels();

@@ -139,7 +139,8 @@ TEST_CASE("units for bf16 rows stay in their error class, and a row's bits are i
         INFO(kernels.name << ", error " << error << ": " << describe(problem));
         CHECK(gemm->error_bound(problem.spec, rows) == 5e-3);
         CHECK(error <= (inputs < 31 ? 2e-2 : 5e-3));  // few products average little
-        CHECK(same_bits(run(*gemm, prepared, slots, {.threads = 3}), expected));
+        for (int threads : {1, 2, 3, 8})
+          CHECK(same_bits(run(*gemm, prepared, slots, {.threads = threads}), expected));
         const int64_t elements = problem.top_k * problem.spec.hidden;
         const std::vector<float> row(expected.begin() + 5 * elements,
                                      expected.begin() + 6 * elements);
@@ -151,17 +152,23 @@ TEST_CASE("units for bf16 rows stay in their error class, and a row's bits are i
 
 TEST_CASE("bf16 rows are used where the host allows them", "[gemm]") {
   cpu::Kernels kernels = cpu::all_kernels().back();
-  const auto takes = [&](FormatKind weights, RowPrecision rows) {
-    return cpu::takes_bf16_rows(kernels, weights, rows);
+  const auto takes = [&](FormatKind weights, DType hidden, RowPrecision rows) {
+    return cpu::takes_bf16_rows(kernels, weights, hidden, rows);
   };
   kernels.bf16 = {};
-  CHECK_FALSE(takes(FormatKind::bf16, RowPrecision::fast));
+  CHECK_FALSE(takes(FormatKind::bf16, DType::bf16, RowPrecision::fast));
   kernels.bf16.multiply = [](const cpu::Multiply&) {};
-  CHECK(takes(FormatKind::bf16, RowPrecision::fast));
-  CHECK_FALSE(takes(FormatKind::bf16, RowPrecision::automatic));
-  CHECK_FALSE(takes(FormatKind::bf16, RowPrecision::exact));
-  CHECK_FALSE(takes(FormatKind::f16, RowPrecision::fast));
-  CHECK_FALSE(takes(FormatKind::f32, RowPrecision::fast));
+  for (const bool automatic : {false, true}) {
+    kernels.bf16.automatic = automatic;
+    CHECK(takes(FormatKind::bf16, DType::bf16, RowPrecision::fast));
+    CHECK(takes(FormatKind::bf16, DType::f32, RowPrecision::fast));
+    CHECK(takes(FormatKind::bf16, DType::bf16, RowPrecision::automatic) == automatic);
+    CHECK_FALSE(takes(FormatKind::bf16, DType::f32, RowPrecision::automatic));
+    CHECK_FALSE(takes(FormatKind::bf16, DType::f16, RowPrecision::automatic));
+    CHECK_FALSE(takes(FormatKind::bf16, DType::bf16, RowPrecision::exact));
+    CHECK_FALSE(takes(FormatKind::f16, DType::bf16, RowPrecision::fast));
+    CHECK_FALSE(takes(FormatKind::f32, DType::bf16, RowPrecision::fast));
+  }
 }
 
 TEST_CASE("narrow weights are widened once where many tiles use them", "[gemm]") {

@@ -1,0 +1,186 @@
+#include "gemm/cpu_amx.h"
+
+#if defined(__x86_64__)
+
+#include <cstring>
+
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "gemm/cpu_bf16_rows.h"
+
+#define MOE_AMX __attribute__((target("amx-tile,amx-bf16")))
+
+namespace moe::cpu {
+namespace {
+
+constexpr int64_t kTileInputs = 32;                      // of one tile of rows or weights
+constexpr int64_t kTileElements = kTileInputs * kPanel;  // of a tile of weights: 1 KiB
+constexpr int64_t kSumBytes = kPair * int64_t{sizeof(float)};
+constexpr int64_t kElement = sizeof(uint16_t);
+
+__attribute__((target("xsave"))) bool system_saves_tiles() {
+  constexpr uint64_t kTileState = uint64_t{3} << 17;
+  constexpr int kEcx = 2, kOsXsave = 27;
+  return cpuid_bit(1, 0, kEcx, kOsXsave) && (_xgetbv(0) & kTileState) == kTileState;
+}
+
+bool allow_tiles() {
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl(2)
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+// GCC's intrinsics do not say what memory they read: stores before this call are done by then.
+void finish_stores() { asm volatile("" : : : "memory"); }
+
+// ---- Tiles 0-3: sums of two halves of the rows times two panels; 4, 5: rows; 6, 7: weights.
+
+// Of 64 bytes, as LDTILECFG reads it.
+struct alignas(64) TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+static_assert(sizeof(TileConfig) == 64);
+
+// Rows of a tile in two halves, the second empty if one AMX tile holds all.
+struct Halves {
+  int64_t upper, lower;
+  explicit Halves(int64_t rows) : upper(rows <= 16 ? rows : (rows + 1) / 2), lower(rows - upper) {}
+};
+
+MOE_AMX void configure(const Halves& halves) {
+  TileConfig config;
+  config.rows[0] = config.rows[1] = config.rows[4] = static_cast<uint8_t>(halves.upper);
+  if (halves.lower > 0)
+    config.rows[2] = config.rows[3] = config.rows[5] = static_cast<uint8_t>(halves.lower);
+  asm volatile("ldtilecfg %0" : : "m"(config));
+}
+
+// A block of inputs of one tile of rows.
+struct AmxBlock {
+  const uint16_t* panels;  // two, `panel_elements` apart
+  int64_t panel_elements;
+  int64_t inputs;
+  const uint16_t* x;  // [inputs / 32][rows][32]
+  Halves halves;
+  bool first;         // the sums begin here
+  const char* ahead;  // weights to fetch meanwhile, laid out as `panels`; null: none
+  float* sums;
+};
+
+// The row tiles at `x` times two tiles of weights.
+template <bool kLower>
+MOE_AMX inline void amx_step(const uint16_t* x, int64_t upper, const uint16_t* w0,
+                             const uint16_t* w1) {
+  _tile_loadd(6, w0, 64);
+  _tile_loadd(4, x, 64);
+  _tile_dpbf16ps(0, 4, 6);
+  _tile_loadd(7, w1, 64);
+  _tile_dpbf16ps(1, 4, 7);
+  if constexpr (kLower) {
+    _tile_loadd(5, x + upper * kTileInputs, 64);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+}
+
+template <bool kLower>
+MOE_AMX void load_sums(const AmxBlock& b) {
+  if (b.first) {
+    _tile_zero(0);
+    _tile_zero(1);
+  } else {
+    _tile_loadd(0, b.sums, kSumBytes);
+    _tile_loadd(1, b.sums + kPanel, kSumBytes);
+  }
+  if constexpr (kLower) {
+    const float* lower = b.sums + b.halves.upper * kPair;
+    if (b.first) {
+      _tile_zero(2);
+      _tile_zero(3);
+    } else {
+      _tile_loadd(2, lower, kSumBytes);
+      _tile_loadd(3, lower + kPanel, kSumBytes);
+    }
+  }
+}
+
+template <bool kLower>
+MOE_AMX void store_sums(const AmxBlock& b) {
+  _tile_stored(0, b.sums, kSumBytes);
+  _tile_stored(1, b.sums + kPanel, kSumBytes);
+  if constexpr (kLower) {
+    float* lower = b.sums + b.halves.upper * kPair;
+    _tile_stored(2, lower, kSumBytes);
+    _tile_stored(3, lower + kPanel, kSumBytes);
+  }
+}
+
+// The cache lines of a tile of weights into L2: a block and the one after it exceed L1.
+inline void fetch_tile(const char* tile) {
+  for (int64_t line = 0; line < kTileElements * kElement; line += 64)
+    __builtin_prefetch(tile + line, 0, 2);
+}
+
+template <bool kLower>
+MOE_AMX void amx_block(const AmxBlock& b) {
+  finish_stores();
+  load_sums<kLower>(b);
+  const int64_t step = (b.halves.upper + b.halves.lower) * kTileInputs;
+  const int64_t whole = b.inputs / kTileInputs;
+  const uint16_t *x = b.x, *w = b.panels;
+  for (int64_t i = 0; i < whole; ++i, x += step, w += kTileElements) {
+    if (b.ahead) {
+      const char* tile = b.ahead + i * kTileElements * kElement;
+      fetch_tile(tile);
+      fetch_tile(tile + b.panel_elements * kElement);
+    }
+    amx_step<kLower>(x, b.halves.upper, w, w + b.panel_elements);
+  }
+  if (const int64_t rest = b.inputs % kTileInputs; rest > 0) {
+    alignas(64) uint16_t padded[2][kTileElements] = {};
+    for (int p = 0; p < 2; ++p)
+      std::memcpy(padded[p], w + p * b.panel_elements,
+                  static_cast<size_t>(rest * kPanel * kElement));
+    asm volatile("" : : "r"(padded) : "memory");
+    amx_step<kLower>(x, b.halves.upper, padded[0], padded[1]);
+  }
+  store_sums<kLower>(b);
+}
+
+}  // namespace
+
+bool has_amx() {
+  constexpr int kEdx = 3, kBf16 = 22, kTile = 24;
+  static const bool yes = has_avx512_bf16() && cpuid_bit(7, 0, kEdx, kBf16) &&
+                          cpuid_bit(7, 0, kEdx, kTile) && system_saves_tiles() && allow_tiles();
+  return yes;
+}
+
+MOE_AMX void multiply_amx(const Multiply& m) {
+  const auto* panels = reinterpret_cast<const uint16_t*>(m.panels);
+  const int64_t padded = round_up(m.inputs, kTileInputs);
+  int64_t configured = 0;
+  for_each_block(m, [&](int64_t begin, int64_t count, int64_t t, int64_t row, const char* ahead) {
+    const int64_t rows = m.tiles.size(t);
+    const Halves halves(rows);
+    if (rows != configured) configure(halves);
+    configured = rows;
+    const AmxBlock block = {panels + begin * kPanel,
+                            m.inputs * kPanel,
+                            count,
+                            m.bf16_x + row * padded + begin * rows,
+                            halves,
+                            begin == 0,
+                            ahead,
+                            m.sums + row * kPair};
+    halves.lower > 0 ? amx_block<true>(block) : amx_block<false>(block);
+  });
+  _tile_release();
+}
+
+}  // namespace moe::cpu
+
+#endif  // __x86_64__
