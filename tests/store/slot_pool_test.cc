@@ -1,8 +1,11 @@
 #include "store/slot_pool.h"
 
+#include <cstdio>
 #include <cstring>
+#include <fstream>
 #include <random>
 #include <set>
+#include <string>
 
 #include "catch.h"
 
@@ -25,7 +28,32 @@ class CountingAllocator final : public Allocator {
   int64_t calls = 0;
   int64_t fail_at = -1;
 };
+
+// The flags of the mapping that holds `address`, or nothing.
+std::string mapping_flags(const void* address) {
+  const auto wanted = reinterpret_cast<uintptr_t>(address);
+  std::ifstream smaps("/proc/self/smaps");
+  bool inside = false;
+  for (std::string line; std::getline(smaps, line);) {
+    uintptr_t begin = 0, end = 0;
+    if (std::sscanf(line.c_str(), "%zx-%zx ", &begin, &end) == 2)
+      inside = begin <= wanted && wanted < end;
+    else if (inside && line.rfind("VmFlags:", 0) == 0)
+      return line + " ";
+  }
+  return {};
+}
 }  // namespace
+
+TEST_CASE("slots ask for huge pages", "[store]") {
+  if (!std::ifstream("/sys/kernel/mm/transparent_hugepage/enabled"))
+    return test::skip("this system has no transparent huge pages");
+  auto pool = SlotPool::create(3 << 20, 64, 100, {});
+  REQUIRE(pool.ok());
+  const auto slot = pool->take();
+  REQUIRE(slot.ok());
+  CHECK(mapping_flags(pool->address(*slot)).find(" hg ") != std::string::npos);
+}
 
 TEST_CASE("slots are distinct, aligned, writable and keep their address", "[store][mission-36]") {
   for (Allocator* memory :
