@@ -6,8 +6,10 @@
 #include <chrono>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <numeric>
 #include <random>
+#include <span>
 #include <vector>
 
 #include <immintrin.h>
@@ -120,12 +122,42 @@ class Mapping {
   std::byte* data_;
 };
 
+// Small numbers in every format.
+inline void fill_small(const Mapping& memory) {
+  for (size_t i = 0; i + 1 < memory.size(); i += 2) {
+    memory.data()[i] = std::byte(i * 7);
+    memory.data()[i + 1] = std::byte{0x3c};
+  }
+}
+
+// Zeroed and aligned.
+class Scratch {
+ public:
+  explicit Scratch(size_t bytes)
+      : bytes_(bytes),
+        data_(static_cast<std::byte*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64))) {
+    std::memset(data_, 0, bytes);
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  ~Scratch() { std::free(data_); }
+  std::span<std::byte> bytes() const { return {data_, bytes_}; }
+
+ private:
+  size_t bytes_;
+  std::byte* data_;
+};
+
+// Each call reads the next part of `memory`: a last-level cache may hold 300 MiB.
 inline double read_gbs(Executor& executor, const Mapping& memory) {
+  constexpr int64_t kPart = int64_t{1} << 27;
+  static int64_t turn = 0;
   struct Job {
     const std::byte* data;
     int64_t chunk;
   } job{memory.data(), int64_t{1} << 18};
-  const int64_t chunks = std::min<int64_t>(memory.size(), int64_t{1} << 28) / job.chunk;
+  const int64_t bytes = std::min<int64_t>(memory.size(), kPart), chunks = bytes / job.chunk;
+  job.data += turn++ % (static_cast<int64_t>(memory.size()) / bytes) * bytes;
   const double begin = seconds();
   executor.run(
       chunks,

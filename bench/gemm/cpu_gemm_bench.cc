@@ -17,6 +17,7 @@ using namespace moe;
 using namespace moe::bench;
 
 int main(int argc, char** argv) {
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);  // what was read counts though the rest takes too long
   const std::string_view only = argc > 1 ? argv[1] : "olmoe";
   const std::string_view format = argc > 2 ? argv[2] : "bf16";
   const int threads = argc > 3 ? std::atoi(argv[3]) : 0;
@@ -44,10 +45,7 @@ int main(int argc, char** argv) {
   const int64_t layers =
       std::max<int64_t>(1, static_cast<int64_t>(kColdBytes / (slot * shape->experts)));
   const Mapping memory(slot * shape->experts * layers, huge);
-  for (size_t i = 0; i < memory.size(); i += 2) {  // small numbers in every format
-    memory.data()[i] = std::byte(i * 7);
-    memory.data()[i + 1] = std::byte{0x3c};
-  }
+  fill_small(memory);
   const bool avx512 = __builtin_cpu_supports("avx512f") && sets != "avx2";
   std::printf("%s %s, %d threads%s\n%7s %-10s %10s %8s %8s | %8s %8s %8s\n", shape->name,
               format.data(), (*executor)->concurrency(), huge ? ", huge pages" : "", "tokens",
@@ -66,9 +64,7 @@ int main(int argc, char** argv) {
           group.slot = memory.data() + (turn % layers * shape->experts + group.expert) * slot;
         const size_t bytes =
             gemm->workspace_bytes(spec, batch.pairs.size(), batch.groups.size(), 1);
-        const std::unique_ptr<std::byte, void (*)(void*)> workspace(
-            static_cast<std::byte*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)), std::free);
-        std::memset(workspace.get(), 0, bytes);
+        const Scratch scratch(bytes);
         peaks.push_back(fma_gflops(**executor, avx512));
         reads.push_back(read_gbs(**executor, memory));
         const ExpertBatch job{.hidden = {batch.hidden.data(), rows, {tokens, shape->hidden}},
@@ -77,7 +73,7 @@ int main(int argc, char** argv) {
                               .pairs = batch.pairs.data(),
                               .out = batch.out.data(),
                               .executor = executor->get(),
-                              .workspace = {workspace.get(), bytes}};
+                              .workspace = scratch.bytes()};
         const double begin = seconds();
         if (!gemm->run(spec, job).ok()) return 1;
         times[c].push_back(seconds() - begin);

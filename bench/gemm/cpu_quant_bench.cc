@@ -1,6 +1,6 @@
 // int8 and int4 experts on the CPU beside this machine's limits, interleaved with them: FMA peak
 // and DRAM read. Medians of nine runs.
-//   cpu_quant_bench [shape] [format] [threads] [instruction set] [rows]
+//   cpu_quant_bench [shape] [format] [threads] [instruction set] [rows] [huge|small] [tokens ...]
 // Formats: int8 (rows), int4 (groups of 32), int4g128 (with zero points); f32, f16, bf16 to
 // compare. Rows: automatic or exact.
 #include <cstdio>
@@ -51,6 +51,7 @@ std::unique_ptr<ExpertGemm> backend(const Format& format, std::string_view set, 
 }  // namespace
 
 int main(int argc, char** argv) {
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);  // what was read counts though the rest takes too long
   const std::string_view only = argc > 1 ? argv[1] : "olmoe";
   const std::string_view format = argc > 2 ? argv[2] : "bf16";
   const int threads = argc > 3 ? std::atoi(argv[3]) : 0;
@@ -59,6 +60,10 @@ int main(int argc, char** argv) {
   const std::string_view set = argc > 4   ? argv[4]
                                : integers ? cpu::best_quant_kernels().name
                                           : cpu::best_kernels().name;
+  const bool huge = argc > 6 && std::string_view(argv[6]) == "huge";
+  std::vector<int64_t> all_tokens = {1, 4, 16, 64, 256};
+  if (argc > 7) all_tokens.clear();
+  for (int i = 7; i < argc; ++i) all_tokens.push_back(std::atoll(argv[i]));
   const bool exact = argc > 5 && std::string_view(argv[5]) == "exact";
   const Shape* shape = std::find_if(std::begin(kShapes), std::end(kShapes),
                                     [&](const Shape& s) { return only == s.name; });
@@ -70,17 +75,14 @@ int main(int argc, char** argv) {
   const size_t slot = gemm->layout(spec).bytes;
   const int64_t layers =
       std::max<int64_t>(1, static_cast<int64_t>(kColdBytes / (slot * shape->experts)));
-  const Mapping memory(slot * shape->experts * layers, false);
-  for (size_t i = 0; i < memory.size(); i += 2) {  // small numbers in every format
-    memory.data()[i] = std::byte(i * 7);
-    memory.data()[i + 1] = std::byte{0x3c};
-  }
+  const Mapping memory(slot * shape->experts * layers, huge);
+  fill_small(memory);
   const bool avx512 = set.substr(0, 6) == "avx512";
   std::printf("%s %s %s %s rows, %d threads\n", shape->name, format.data(), set.data(),
               exact ? "exact" : "automatic", (*executor)->concurrency());
   std::printf("%7s %10s %8s %8s | %8s %8s %8s %8s\n", "tokens", "us", "GFLOP/s", "GB/s", "fp32",
               "DRAM", "of fp32", "of DRAM");
-  for (int64_t tokens : {1, 4, 16, 64, 256}) {
+  for (int64_t tokens : all_tokens) {
     std::vector<double> times, peaks, reads;
     Batch batch;
     for (int round = 0; round < 9; ++round) {
@@ -89,9 +91,7 @@ int main(int argc, char** argv) {
         group.slot = memory.data() + (round % layers * shape->experts + group.expert) * slot;
       const size_t bytes = gemm->workspace_bytes(spec, batch.pairs.size(), batch.groups.size(),
                                                  (*executor)->concurrency());
-      const std::unique_ptr<std::byte, void (*)(void*)> workspace(
-          static_cast<std::byte*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)), std::free);
-      std::memset(workspace.get(), 0, bytes);
+      const Scratch scratch(bytes);
       peaks.push_back(fma_gflops(**executor, avx512));
       reads.push_back(read_gbs(**executor, memory));
       const ExpertBatch job{.hidden = {batch.hidden.data(), DType::f32, {tokens, shape->hidden}},
@@ -100,7 +100,7 @@ int main(int argc, char** argv) {
                             .pairs = batch.pairs.data(),
                             .out = batch.out.data(),
                             .executor = executor->get(),
-                            .workspace = {workspace.get(), bytes}};
+                            .workspace = scratch.bytes()};
       const double begin = seconds();
       if (!gemm->run(spec, job).ok()) return 1;
       times.push_back(seconds() - begin);
