@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cmath>
 #include <memory>
+#include <optional>
 #include <random>
 #include <set>
 
@@ -29,6 +30,8 @@ struct Options {
   bool no_shared = false;
   std::vector<int64_t> tokens = {1, 4, 16, 64, 256};
   int threads = 0;
+  std::string format;  // empty: as the weights come
+  int32_t group = 0;
   bool json = false;
 };
 
@@ -48,17 +51,50 @@ struct Point {
 
   double gflops() const { return flops / us.median / 1e3; }
   double weight_gbs() const { return weight_bytes / us.median / 1e3; }
-  double roofline_fraction(double dram_gbs, double fma_gflops) const {
-    return std::max(gflops() / fma_gflops, weight_gbs() / dram_gbs);
+};
+
+// Medians of the samples of all points.
+struct Peaks {
+  double dram_read_gbs = 0, fma_gflops = 0;
+  double int8_dot_gops = 0, int4_dot_gops = 0;  // 0: not measured on this kind of machine
+
+  // What the weights' format allows at best.
+  double compute(FormatKind weights) const {
+    if (weights == FormatKind::int8 && int8_dot_gops > 0) return int8_dot_gops;
+    if (weights == FormatKind::int4 && int4_dot_gops > 0) return int4_dot_gops;
+    return fma_gflops;
   }
+  double roofline_fraction(const Point& point, FormatKind weights) const {
+    return std::max(point.gflops() / compute(weights), point.weight_gbs() / dram_read_gbs);
+  }
+};
+
+// What is printed.
+struct Answer {
+  std::string like;
+  FormatKind weights;
+  int threads;
+  Peaks peaks;
+  std::vector<Point> points;
 };
 
 struct Bench {
   const WeightSource& source;
   Model& model;
   Limits& limits;
-  std::vector<double> dram_gbs, fma_gflops;
+  std::vector<double> dram_gbs, fma_gflops, int8_gops, int4_gops;
   size_t next_layer = 0;
+
+  void sample_limits() {
+    dram_gbs.push_back(limits.dram_read_gbs());
+    fma_gflops.push_back(limits.fma_gflops());
+    int8_gops.push_back(limits.int8_dot_gops());
+    int4_gops.push_back(limits.int4_dot_gops());
+  }
+  Peaks peaks() const {
+    return {spread(dram_gbs).median, spread(fma_gflops).median, spread(int8_gops).median,
+            spread(int4_gops).median};
+  }
 };
 
 double network_weights(const ExpertSpec& spec) {
@@ -66,8 +102,20 @@ double network_weights(const ExpertSpec& spec) {
          static_cast<double>(spec.intermediate);
 }
 
-double bytes_per_weight(const ExpertSpec& spec) {
-  return spec.format.kind == FormatKind::f32 ? 4 : 2;
+bool is_integer(const Format& format) {
+  return format.kind == FormatKind::int8 || format.kind == FormatKind::int4;
+}
+
+// Scales and zero points included.
+double weight_bytes(const ExpertSpec& spec) {
+  const Format& format = spec.format;
+  double bits = 16;
+  if (format.kind == FormatKind::f32) bits = 32;
+  if (format.kind == FormatKind::int8 || format.kind == FormatKind::fp8_block) bits = 8;
+  if (format.kind == FormatKind::int4) bits = 4;
+  const double group_bits = bits_of(format.scale) + (format.zero_points ? 8 : 0);
+  if (is_integer(format)) bits += group_bits / (format.group > 0 ? format.group : spec.hidden);
+  return network_weights(spec) * bits / 8;
 }
 
 // Work of one forward that chose `ids`: multiply-adds count twice, activated weights once.
@@ -82,10 +130,13 @@ void add_work(const LayerSpec& layer, const Batch& batch, Point& point) {
   const double expert = network_weights(layer.expert);
   const double router = static_cast<double>(layer.router.candidates() * layer.hidden());
   const double shared = layer.shared ? network_weights(layer.shared->expert) : 0;
+  const double shared_bytes = layer.shared ? weight_bytes(layer.shared->expert) : 0;
+  constexpr double kRouterBytes = 2;  // of a weight
   const auto rows = static_cast<double>(batch.rows);
   point.flops += 2 * (static_cast<double>(pairs) * expert + rows * (shared + router)) / kSamples;
-  point.weight_bytes += bytes_per_weight(layer.expert) *
-                        (static_cast<double>(active.size()) * expert + shared + router) / kSamples;
+  point.weight_bytes += (static_cast<double>(active.size()) * weight_bytes(layer.expert) +
+                         shared_bytes + kRouterBytes * router) /
+                        kSamples;
 }
 
 // Forwards through copy after copy of the layer, with other rows each time.
@@ -95,8 +146,7 @@ Result<Point> measure(Bench& bench, int64_t tokens) {
   for (int sample = -1; sample < kSamples; ++sample) {  // the first one warms up
     const LayerSpec& layer = bench.model.layers()[bench.next_layer++ % bench.model.layers().size()];
     Batch batch = random_batch(bench.source, layer, tokens, static_cast<uint64_t>(sample + 1));
-    bench.dram_gbs.push_back(bench.limits.dram_read_gbs());
-    bench.fma_gflops.push_back(bench.limits.fma_gflops());
+    bench.sample_limits();
     // Vectors get their memory before the clock starts.
     batch.out.resize(batch.hidden.size());
     batch.ids.resize(static_cast<size_t>(tokens * layer.router.top_k));
@@ -112,32 +162,41 @@ Result<Point> measure(Bench& bench, int64_t tokens) {
   return point;
 }
 
-void print_json(const std::string& like, const std::string& dtype, const std::vector<Point>& points,
-                double dram_gbs, double fma_gflops, int threads) {
+void print_json(const Answer& answer) {
+  const Peaks& peaks = answer.peaks;
+  const std::string dtype = to_string(answer.weights);
   Json json;
-  json.value("threads", threads).object("limits");
-  json.value("dram_read_gbs", dram_gbs).value("fma_gflops", fma_gflops).end();
-  json.array("points");
-  for (const Point& point : points) {
-    json.object().value("like", like).value("tokens", point.tokens).value("dtype", dtype);
+  json.value("threads", answer.threads).object("limits");
+  json.value("dram_read_gbs", peaks.dram_read_gbs).value("fma_gflops", peaks.fma_gflops);
+  json.value("int8_dot_gops", peaks.int8_dot_gops).value("int4_dot_gops", peaks.int4_dot_gops);
+  json.end().array("points");
+  for (const Point& point : answer.points) {
+    json.object().value("like", answer.like).value("tokens", point.tokens).value("dtype", dtype);
     json.value("us", point.us.median).value("us_min", point.us.least);
     json.value("us_max", point.us.most).value("gflops", point.gflops());
     json.value("weight_gbs", point.weight_gbs());
-    json.value("roofline_fraction", point.roofline_fraction(dram_gbs, fma_gflops)).end();
+    json.value("dram_fraction", point.weight_gbs() / peaks.dram_read_gbs);
+    json.value("fma_fraction", point.gflops() / peaks.fma_gflops);
+    json.value("roofline_fraction", peaks.roofline_fraction(point, answer.weights)).end();
   }
   json.print();
 }
 
-void print_text(const std::string& like, const std::string& dtype, const std::vector<Point>& points,
-                double dram_gbs, double fma_gflops, int threads) {
-  fmt::print("{}, {}, {} threads; limits: DRAM read {:.1f} GB/s, FMA {:.1f} GFLOP/s\n", like, dtype,
-             threads, dram_gbs, fma_gflops);
-  fmt::print("{:>8} {:>12} {:>23} {:>12} {:>14} {:>10}\n", "tokens", "us", "least .. most",
-             "GFLOP/s", "weights GB/s", "of limit");
-  for (const Point& point : points)
-    fmt::print("{:>8} {:>12.1f} {:>10.1f} .. {:>9.1f} {:>12.2f} {:>14.2f} {:>8.1f} %\n",
-               point.tokens, point.us.median, point.us.least, point.us.most, point.gflops(),
-               point.weight_gbs(), 100 * point.roofline_fraction(dram_gbs, fma_gflops));
+void print_text(const Answer& answer) {
+  const Peaks& peaks = answer.peaks;
+  fmt::print(
+      "{}, {}, {} threads; limits: DRAM read {:.1f} GB/s, FMA {:.1f} GFLOP/s, dot products of int8 "
+      "{:.1f} and int4 {:.1f} GOP/s\n",
+      answer.like, to_string(answer.weights), answer.threads, peaks.dram_read_gbs, peaks.fma_gflops,
+      peaks.int8_dot_gops, peaks.int4_dot_gops);
+  fmt::print("{:>8} {:>12} {:>23} {:>12} {:>14} {:>8} {:>8} {:>10}\n", "tokens", "us",
+             "least .. most", "GFLOP/s", "weights GB/s", "of DRAM", "of FMA", "of limit");
+  for (const Point& point : answer.points)
+    fmt::print(
+        "{:>8} {:>12.1f} {:>10.1f} .. {:>9.1f} {:>12.2f} {:>14.2f} {:>8.2f} {:>8.2f} {:>8.1f} %\n",
+        point.tokens, point.us.median, point.us.least, point.us.most, point.gflops(),
+        point.weight_gbs(), point.weight_gbs() / peaks.dram_read_gbs,
+        point.gflops() / peaks.fma_gflops, 100 * peaks.roofline_fraction(point, answer.weights));
 }
 
 // Enough copies of the layer that their weights pass through no cache, if memory allows.
@@ -230,12 +289,22 @@ Status bench_gpu(const Options& options, Device device, const std::string& like)
   return {};
 }
 
+// What --format asks for; none: as the weights come.
+std::optional<Format> packed_format(const Options& options) {
+  if (options.format.empty()) return std::nullopt;
+  const bool int4 = options.format == "int4";
+  Format format{int4 ? FormatKind::int4 : FormatKind::int8, options.group, DType::bf16};
+  if (int4 && options.group == 0) format.group = 32;
+  return format;
+}
+
 Status bench(Options& options) {
   if (options.checkpoint.empty() && options.spec.like.empty()) options.spec.like = "olmoe-1b-7b";
   const std::string like = options.checkpoint.empty() ? options.spec.like : options.checkpoint;
   const Device device = parse_device(options.device);
   if (device.kind == DeviceKind::cuda) return bench_gpu(options, device, like);
   if (options.no_shared) wrong_usage("--no-shared goes with --device cuda:N");
+  if (options.group != 0 && options.format.empty()) wrong_usage("--group goes with --format");
   const Result<std::unique_ptr<WeightSource>> opened = open_source(options);
   if (!opened.ok()) return opened.status();
   const WeightSource& source = **opened;
@@ -243,7 +312,8 @@ Status bench(Options& options) {
   Result<std::unique_ptr<Executor>> executor = make_executor(options.threads);
   if (!executor.ok()) return executor.status();
   ProgressBar bar("loading weights");
-  Result<Model> model = Model::create(source, {.gemm = options.gemm,
+  Result<Model> model = Model::create(source, {.format = packed_format(options),
+                                               .gemm = options.gemm,
                                                .host = {.executor = executor->get()},
                                                .progress = ProgressBar::update,
                                                .progress_argument = &bar});
@@ -257,14 +327,12 @@ Status bench(Options& options) {
     if (!point.ok()) return point.status();
     points.push_back(*point);
   }
-  const double dram_gbs = spread(state.dram_gbs).median;
-  const double fma_gflops = spread(state.fma_gflops).median;
-  const std::string dtype = to_string(model->layers().front().expert.format.kind);
-  const int threads = (*executor)->concurrency();
-  if (options.json)
-    print_json(like, dtype, points, dram_gbs, fma_gflops, threads);
-  else
-    print_text(like, dtype, points, dram_gbs, fma_gflops, threads);
+  const Answer answer{.like = like,
+                      .weights = model->layers().front().expert.format.kind,
+                      .threads = (*executor)->concurrency(),
+                      .peaks = state.peaks(),
+                      .points = std::move(points)};
+  options.json ? print_json(answer) : print_text(answer);
   return {};
 }
 
@@ -284,6 +352,12 @@ void add_bench(CLI::App& app, Global& global) {
   command->add_flag("--no-shared", options->no_shared,
                     "GPU: leave shared experts out, as others' figures do");
   command->add_option("--backend", options->gemm, "Expert backend to force; see moe info");
+  command->add_option("--format", options->format, "CPU: quantise the experts to int8 or int4")
+      ->check(CLI::IsMember({"int8", "int4"}));
+  command
+      ->add_option("--group", options->group,
+                   "Inputs that share a scale; 0: int8 whole rows, int4 32")
+      ->check(CLI::IsMember({0, 32, 64, 128}));
   command->add_option("--threads", options->threads, "0: one per core")
       ->check(CLI::NonNegativeNumber);
   add_json(*command, global);

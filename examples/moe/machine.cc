@@ -65,6 +65,8 @@ HWY_AFTER_NAMESPACE();
 
 #include <unistd.h>
 
+#include "machine_dot.h"
+
 namespace moe::cli {
 namespace {
 
@@ -73,6 +75,7 @@ HWY_EXPORT(multiply_add);
 
 constexpr size_t kFmaSteps = 2'000'000;  // some milliseconds
 constexpr size_t kFmaChains = 12;
+constexpr int64_t kDotRounds = 500'000;
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -128,6 +131,26 @@ double Limits::fma_gflops() {
       2.0 * static_cast<double>(lanes * kFmaChains * kFmaSteps) * static_cast<double>(threads);
   return flops / seconds_since(start) / 1e9;
 }
+
+double Limits::gops(double (*loop)(int64_t rounds), int64_t rounds) {
+  struct Job {
+    double (*loop)(int64_t rounds);
+    int64_t rounds;
+  } job{loop, rounds};
+  const int64_t threads = executor_.concurrency();
+  const auto start = std::chrono::steady_clock::now();
+  executor_.run(
+      threads,
+      [](void* argument, int64_t, int) {
+        const Job& j = *static_cast<Job*>(argument);
+        j.loop(j.rounds);
+      },
+      &job);
+  return loop(1) * static_cast<double>(rounds * threads) / seconds_since(start) / 1e9;
+}
+
+double Limits::int8_dot_gops() { return gops(dot_int8, kDotRounds); }
+double Limits::int4_dot_gops() { return gops(dot_int4, kDotRounds); }
 
 }  // namespace moe::cli
 #endif  // HWY_ONCE

@@ -1,8 +1,9 @@
-// What the machine itself can do: reading DRAM, and fused multiply-adds. Measured beside the points
-// of a bench, because both move with the load and the clock of the moment.
+// What the machine itself can do: reading DRAM, fused multiply-adds, dot products. Measured beside
+// the points of a bench, because both move with the load and the clock of the moment.
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <vector>
 
 #include "moe/host.h"
@@ -17,7 +18,15 @@ class Limits {
   double dram_read_gbs();  // one sample, 1e9 bytes/s
   double fma_gflops();     // one sample, f32, 2 per multiply-add
 
+  // One sample of dot products of bytes, 2 operations per multiply-add; 0 where this program has no
+  // loop for the machine. int4: weights that are unpacked once for twelve rows.
+  double int8_dot_gops();
+  double int4_dot_gops();
+
  private:
+  // Calls loop(rounds) on each thread; what they did together, per second.
+  double gops(double (*loop)(int64_t rounds), int64_t rounds);
+
   Executor& executor_;
   std::vector<float> buffer_;
 };

@@ -204,9 +204,18 @@ def bench():
     assert answer["limits"]["dram_read_gbs"] > 0 and answer["limits"]["fma_gflops"] > 0
     assert [point["tokens"] for point in answer["points"]] == [1, 5]
     for point in answer["points"]:
-        for field in ("us", "gflops", "weight_gbs", "roofline_fraction"):
+        for field in ("us", "gflops", "weight_gbs", "dram_fraction", "fma_fraction",
+                      "roofline_fraction"):
             assert point[field] > 0, field
         assert point["dtype"] == "bf16" and isinstance(point["like"], str)
+    for dtype, options in (("int8", ()), ("int4", ("--group", 64))):
+        answer = moe_json("bench", "--experts", 4, "--top-k", 2, "--hidden", 64, "--intermediate",
+                          64, "--tokens", "3", "--threads", 2, "--format", dtype, *options)
+        assert answer["limits"]["int8_dot_gops"] >= 0 and answer["limits"]["int4_dot_gops"] >= 0
+        assert [point["dtype"] for point in answer["points"]] == [dtype]
+        assert answer["points"][0]["weight_gbs"] > 0
+    moe("bench", "--format", "int5", code=2)
+    moe("bench", "--group", "32", code=2)
 
 
 def plan():
