@@ -131,20 +131,36 @@ class Run final : public Pass {
     std::fill_n(out, (at_.hidden_inputs - spec_.hidden) * rows, 0.0f);
   }
 
+  // Rows of bf16 are copied as they are, others rounded.
   void gather_bf16(const int64_t* pairs, int64_t rows, uint16_t* out) const {
-    const int64_t unit = form_.unit;  // divides kGatherBlock
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t begin = 0; begin < form_.padded(at_.hidden_inputs); begin += kGatherBlock) {
+    const TensorView& hidden = batch_.hidden;
+    const bool as_is =
+        hidden.dtype == DType::bf16 && hidden.strides[1] == 1 && !batch_.input_weights;
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t whole = as_is ? spec_.hidden / kGatherBlock * kGatherBlock : 0;
+      const auto* row =
+          static_cast<const uint16_t*>(hidden.data) + pairs[r] / batch_.top_k * hidden.strides[0];
+      for (int64_t begin = 0; begin < whole; begin += kGatherBlock)
+        place_bf16(row + begin, begin, begin + kGatherBlock, r, rows, out);
+      for (int64_t begin = whole; begin < form_.padded(at_.hidden_inputs); begin += kGatherBlock) {
         float values[kGatherBlock] = {};
         uint16_t rounded[kGatherBlock];
         const int64_t count = std::min(kGatherBlock, spec_.hidden - begin);
         if (count > 0) load_pair(batch_, pairs[r], begin, count, values);
         kernels_.bf16.round(values, kGatherBlock, rounded);
         const int64_t end = std::min(begin + kGatherBlock, form_.padded(at_.hidden_inputs));
-        for (int64_t i = begin; i < end; i += unit)
-          std::memcpy(out + i * rows + r * unit, rounded + (i - begin),
-                      static_cast<size_t>(unit) * sizeof(uint16_t));
+        place_bf16(rounded, begin, end, r, rows, out);
       }
+    }
+  }
+
+  // Inputs [begin, end) of row r of a tile.
+  void place_bf16(const uint16_t* from, int64_t begin, int64_t end, int64_t r, int64_t rows,
+                  uint16_t* tile) const {
+    const int64_t unit = form_.unit;  // divides kGatherBlock
+    for (int64_t i = begin; i < end; i += unit)
+      std::memcpy(tile + i * rows + r * unit, from + (i - begin),
+                  static_cast<size_t>(unit) * sizeof(uint16_t));
   }
 
   void multiply(const Chunk& chunk, const std::byte* panels, int64_t pair_bytes, int64_t inputs,
