@@ -333,14 +333,17 @@ TEST_CASE("threads, models and a shared store do not notice each other",
   const ExpertStoreStats before = store->stats();
   Rows hidden(random, 40, spec.hidden(), DType::f32), wanted(random, 40, spec.hidden(), DType::f32);
   must(alone.forward(0, hidden.view(), wanted.mutable_view()));
+  auto usage = UsageWindow::create(std::vector<LayerExperts>{{0, spec.router.num_experts}},
+                                   spec.router.top_k);
+  REQUIRE(usage.ok());
   std::vector<std::thread> threads;
   std::atomic<int> different{0};
   for (Model* model : {&*first, &*second, &*first})
     threads.emplace_back([&, model] {
       std::vector<float> out(static_cast<size_t>(40 * spec.hidden()));
       for (int i = 0; i < 20; ++i) {
-        const Status status =
-            model->forward(0, hidden.view(), {out.data(), DType::f32, {40, spec.hidden()}});
+        const Status status = model->forward(
+            0, hidden.view(), {out.data(), DType::f32, {40, spec.hidden()}}, {.usage = &*usage});
         different +=
             !status.ok() || std::memcmp(out.data(), wanted.bytes.data(), out.size() * 4) != 0;
       }
@@ -348,6 +351,7 @@ TEST_CASE("threads, models and a shared store do not notice each other",
   for (std::thread& thread : threads) thread.join();
   CHECK(different == 0);
   CHECK(store->stats().pool_bytes == before.pool_bytes);
+  CHECK(usage->steps(0) == 60);  // one window, three threads
   CHECK(metrics(*first).forwards + metrics(*second).forwards == 60);
 }
 
