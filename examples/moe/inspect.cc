@@ -47,7 +47,7 @@ const char* name_of(Weighting weighting) {
 int64_t expert_bytes(const WeightSource& source, const LayerSpec& spec) {
   int64_t bytes = 0;
   for (int kind = static_cast<int>(WeightKind::gate);
-       kind <= static_cast<int>(WeightKind::down_scale); ++kind) {
+       kind <= static_cast<int>(WeightKind::down_group); ++kind) {
     const Result<TensorShape> shape =
         source.describe({spec.layer, static_cast<WeightKind>(kind), 0});
     if (shape.ok()) bytes += (shape->shape.elements() * bits_of(shape->dtype) + 7) / 8;
@@ -88,6 +88,15 @@ std::string rule(const RouterSpec& router) {
   return text;
 }
 
+// "int4 in groups of 128 with zero points"
+std::string format_text(const Format& format) {
+  std::string text = to_string(format.kind);
+  if (format.group > 0) text += fmt::format(" in groups of {}", format.group);
+  if (format.zero_points) text += " with zero points";
+  if (format.act_order) text += " in act-order";
+  return text;
+}
+
 void write_layer(Json& json, const Checkpoint& checkpoint, const LayerSpec& layer) {
   const RouterSpec& router = layer.router;
   const ExpertSpec& expert = layer.expert;
@@ -98,6 +107,9 @@ void write_layer(Json& json, const Checkpoint& checkpoint, const LayerSpec& laye
   json.value("weighting", name_of(router.weighting)).value("router", rule(router));
   json.value("activation", to_string(expert.activation)).value("gated", expert.gated);
   json.value("bias", expert.bias).value("dtype", to_string(expert.format.kind));
+  json.value("group", expert.format.group);
+  json.value("zero_points", expert.format.zero_points).value("act_order", expert.format.act_order);
+  json.value("shared_dtype", layer.shared ? to_string(layer.shared->expert.format.kind) : "");
   json.value("expert_bytes", expert_bytes(checkpoint, layer));
   json.value("shared_intermediate", layer.shared ? layer.shared->expert.intermediate : 0);
   json.array("backends");
@@ -124,11 +136,12 @@ std::string summary(const Checkpoint& checkpoint, const LayerSpec& layer) {
   const ExpertSpec& expert = layer.expert;
   std::string text = fmt::format("hidden {}, intermediate {}, {}, {}{}{} per expert\n    {}",
                                  expert.hidden, expert.intermediate, to_string(expert.activation),
-                                 to_string(expert.format.kind), expert.bias ? " with bias, " : ", ",
+                                 format_text(expert.format), expert.bias ? " with bias, " : ", ",
                                  human_bytes(static_cast<double>(expert_bytes(checkpoint, layer))),
                                  rule(layer.router));
   if (layer.shared)
-    text += fmt::format("\n    shared expert: intermediate {}{}", layer.shared->expert.intermediate,
+    text += fmt::format("\n    shared expert: intermediate {}, {}{}",
+                        layer.shared->expert.intermediate, format_text(layer.shared->expert.format),
                         layer.shared->sigmoid_gate ? ", sigmoid gate" : "");
   return text;
 }

@@ -22,16 +22,18 @@ namespace moe {
 namespace {
 
 // How the quantised modules are stored, by config.json or a file of its own; none: not quantised.
-Result<std::optional<Format>> read_format(const ModelConfig& config, const std::string& directory) {
+Result<std::optional<QuantScheme>> read_scheme(const ModelConfig& config,
+                                               const std::string& directory) {
   if (const Json* quantization = config.quantization()) {
-    MOE_ASSIGN_OR_RETURN(const Format format, quantized_format(*quantization, "config.json"));
-    return std::optional(format);
+    MOE_ASSIGN_OR_RETURN(const QuantScheme scheme, quant_scheme(*quantization, "config.json"));
+    return std::optional(scheme);
   }
   const std::string path = directory + "/hf_quant_config.json";
-  if (!std::filesystem::exists(path)) return std::optional<Format>();
+  if (!std::filesystem::exists(path)) return std::optional<QuantScheme>();
   MOE_ASSIGN_OR_RETURN(const Json quantization, Json::read(path));
-  MOE_ASSIGN_OR_RETURN(const Format format, quantized_format(quantization, "hf_quant_config.json"));
-  return std::optional(format);
+  MOE_ASSIGN_OR_RETURN(const QuantScheme scheme,
+                       quant_scheme(quantization, "hf_quant_config.json"));
+  return std::optional(scheme);
 }
 
 Result<ModelConfig> read_config(const std::string& directory) {
@@ -52,7 +54,7 @@ Result<Checkpoint> Checkpoint::open(std::string_view directory, const Checkpoint
     const std::string path(directory);
     MOE_ASSIGN_OR_RETURN(ModelConfig config, read_config(path));
     MOE_ASSIGN_OR_RETURN(const ModelLayers model, model_layers(config));
-    MOE_ASSIGN_OR_RETURN(const std::optional<Format> quantized, read_format(config, path));
+    MOE_ASSIGN_OR_RETURN(const std::optional<QuantScheme> quantized, read_scheme(config, path));
     MOE_ASSIGN_OR_RETURN(TensorDirectory files, TensorDirectory::open(path, options.log));
     MOE_ASSIGN_OR_RETURN(std::vector<LayerTensors> layers,
                          resolve_layers(*model.family, model.layers, files, quantized));

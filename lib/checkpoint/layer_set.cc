@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "core/error.h"
+#include "quant/formats.h"
 
 namespace moe {
 namespace {
@@ -60,6 +61,9 @@ void write_zeros(const MutableTensorView& out) {
 }
 
 TensorShape stored_shape(const TensorSlice& slice, DType dtype, const Dims& stored) {
+  const Format& format = slice.packed.format;
+  if (slice.packed.packing != Packing::none)
+    dtype = slice.role == Role::zero ? zero_type(format) : value_type(format);
   TensorShape shape{.dtype = dtype, .shape = slice.shape, .strides = {}, .device = {}};
   if (shape.shape[0] == kAnyExtent) shape.shape[0] = stored[0];
   shape.strides = row_major(shape.shape);

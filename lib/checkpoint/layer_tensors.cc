@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 
+#include "checkpoint/packed_names.h"
 #include "quant/formats.h"
 
 namespace moe {
@@ -63,20 +64,15 @@ void add_expert_parts(const ExpertSpec& expert, Owner owner, std::vector<Part>* 
 
 // A scale for every group: what is grouped counts once.
 Extents grouped(Extents extents, const Format& format, WeightKind matrix) {
-  const CanonicalAxes axes = canonical_axes(matrix);
-  for (int64_t* extent : {&extents.hidden, &extents.intermediate})
-    if (format.group > 0) *extent = groups_of(format, *extent);
-  if (format.group == 0) (axes.column == 'h' ? extents.hidden : extents.intermediate) = 1;
+  const bool by_hidden = canonical_axes(matrix).column == 'h';
+  int64_t& inputs = by_hidden ? extents.hidden : extents.intermediate;
+  int64_t& outputs = by_hidden ? extents.intermediate : extents.hidden;
+  inputs = groups_of(format, inputs);
+  if (format.group > 0 && find_format(format.kind)->square) outputs = groups_of(format, outputs);
   return extents;
 }
 
 }  // namespace
-
-WeightKind matrix_of(WeightKind kind) {
-  if (kind < WeightKind::gate_scale) return kind;
-  const int place = (static_cast<int>(kind) - static_cast<int>(WeightKind::gate_scale)) % 3;
-  return static_cast<WeightKind>(static_cast<int>(WeightKind::gate) + place);
-}
 
 Dims canonical_shape(const LayerSpec& spec, const Part& part) {
   const Extents extents = extents_of(spec, part.owner);
@@ -96,8 +92,14 @@ LayerTensors::LayerTensors(std::string prefix, FamilyLayer layer)
 }
 
 bool LayerTensors::has(const Part& part) const {
-  if (is_scale(part.kind))
-    return has({matrix_of(part.kind), part.owner}) && is_quantised(format(part.owner).kind);
+  const Format& format = this->format(part.owner);
+  const Part matrix = {matrix_of(part.kind), part.owner};
+  switch (role_of(part.kind)) {
+    case Role::scale: return has(matrix) && is_quantised(format.kind);
+    case Role::zero: return has(matrix) && format.zero_points;
+    case Role::group: return has(matrix) && format.act_order;
+    default: break;
+  }
   return std::any_of(parts_.begin(), parts_.end(),
                      [&](const Part& p) { return p.kind == part.kind && p.owner == part.owner; });
 }
@@ -122,24 +124,44 @@ void LayerTensors::name(const TensorRule& rule, int32_t expert, std::string* out
   out->append(rule.name.substr(hole + 3));
 }
 
+void LayerTensors::name(const Part& matrix, Role role, int32_t expert, std::string* out) const {
+  name(rule(matrix), expert, out);
+  const StoredQuant& stored = quant(matrix.owner);
+  if (stored.packing != Packing::none)
+    return rename_weight(packed_names(stored.packing).of(role), out);
+  if (role == Role::scale) out->append(stored.scales);
+  if (role == Role::zero) out->append("_zero_point");
+  if (role == Role::group) out->append("_g_idx");
+}
+
 void LayerTensors::name(const Part& part, int32_t expert, std::string* out) const {
-  name(rule({matrix_of(part.kind), part.owner}), expert, out);
-  if (is_scale(part.kind)) out->append(scales(part.owner).suffix);
+  const Role role = role_of(part.kind);
+  if (role == Role::other) return name(rule(part), expert, out);
+  name({matrix_of(part.kind), part.owner}, role, expert, out);
 }
 
 StoredLayout LayerTensors::scale_layout(const Part& matrix) const {
   const Extents extents =
       grouped(extents_of(spec(), matrix.owner), format(matrix.owner), matrix.kind);
-  return stored_layout(rule(matrix).axes, extents);
+  const Packing packing = quant(matrix.owner).packing;
+  if (packing == Packing::none || !packed_names(packing).transposed)
+    return stored_layout(rule(matrix).axes, extents);
+  return stored_layout(matrix.kind == WeightKind::down ? "i h" : "h i", extents);
 }
 
+PackedMatrix LayerTensors::packed(const Part& matrix) const {
+  const Dims shape = canonical_shape(spec(), matrix);
+  return {quant(matrix.owner).packing, format(matrix.owner), shape[0], shape[1]};
+}
+
+// Scales, and zero points that are stored like them.
 TensorSlice LayerTensors::scale_slice(const Part& part, int32_t expert) const {
   const Part matrix = {matrix_of(part.kind), part.owner};
   const Dims shape = canonical_shape(spec(), matrix);
   TensorSlice slice{.rule = &rule(matrix),
                     .stored = scale_layout(matrix),
                     .shape = scale_shape(format(part.owner), shape[0], shape[1])};
-  if (scales(part.owner).single) return slice;
+  if (quant(part.owner).single) return slice;
   const CanonicalAxes axes = canonical_axes(matrix.kind);
   slice.row_step = slice.stored.step(axes.row);
   slice.column_step = slice.stored.step(axes.column);
@@ -148,12 +170,33 @@ TensorSlice LayerTensors::scale_slice(const Part& part, int32_t expert) const {
   return slice;
 }
 
+// Words of values or zero points, and group indices.
+TensorSlice LayerTensors::packed_slice(const Part& part) const {
+  const Part matrix = {matrix_of(part.kind), part.owner};
+  const PackedMatrix packed = this->packed(matrix);
+  TensorSlice slice{.rule = &rule(matrix), .role = role_of(part.kind)};
+  if (slice.role == Role::group) {
+    slice.stored.shape = slice.shape = {packed.columns};
+    slice.row_step = 1;
+    return slice;
+  }
+  const bool values = slice.role == Role::matrix;
+  slice.stored.shape = values ? packed_values(packed) : packed_zeros(packed);
+  slice.shape = values ? value_shape(packed.format, packed.rows, packed.columns)
+                       : scale_shape(packed.format, packed.rows, packed.columns);
+  slice.packed = packed;
+  return slice;
+}
+
 StoredLayout LayerTensors::layout(const TensorRule& rule) const {
   return stored_layout(rule.axes, extents_of(spec(), rule.owner));
 }
 
 TensorSlice LayerTensors::slice(const Part& part, int32_t expert) const {
-  if (is_scale(part.kind)) return scale_slice(part, expert);
+  const Role role = role_of(part.kind);
+  const bool packed = role != Role::other && quant(part.owner).packing != Packing::none;
+  if (role == Role::group || (packed && role != Role::scale)) return packed_slice(part);
+  if (role == Role::scale || role == Role::zero) return scale_slice(part, expert);
   const TensorRule& rule = this->rule(part);
   const CanonicalAxes axes = canonical_axes(part.kind);
   TensorSlice slice{.rule = &rule, .stored = layout(rule), .shape = canonical_shape(spec(), part)};

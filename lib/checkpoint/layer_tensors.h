@@ -10,6 +10,8 @@
 #include "checkpoint/axes.h"
 #include "checkpoint/family.h"
 #include "moe/weights.h"
+#include "quant/packed.h"
+#include "quant/roles.h"
 
 namespace moe {
 
@@ -22,6 +24,10 @@ struct TensorSlice {
   int64_t base = 0;
   int64_t row_step = 0;
   int64_t column_step = 0;
+  // Unless its packing is none, the stored tensor is words, of which `role` says what they hold:
+  // there are no such elements then.
+  PackedMatrix packed = {};
+  Role role = Role::other;
 };
 
 // A canonical tensor of a layer, experts counted as one.
@@ -32,27 +38,15 @@ struct Part {
 
 inline constexpr bool is_expert_kind(WeightKind kind) { return kind >= WeightKind::gate; }
 
-inline constexpr bool is_scale(WeightKind kind) {
-  return kind >= WeightKind::gate_scale && kind <= WeightKind::down_scale;
-}
-
-// The matrix that a scale, zero point or group index belongs to; other kinds are their own.
-WeightKind matrix_of(WeightKind kind);
-
-// The scales of `matrix`: gate, up or down.
-inline constexpr WeightKind scale_of(WeightKind matrix) {
-  constexpr int kStep =
-      static_cast<int>(WeightKind::gate_scale) - static_cast<int>(WeightKind::gate);
-  return static_cast<WeightKind>(static_cast<int>(matrix) + kStep);
-}
-
-// How a checkpoint stores the scales of an owner's quantised matrices.
-struct StoredScales {
-  std::string_view suffix;  // behind the matrix's name: "_scale_inv"
-  bool single = false;      // one number for the whole matrix
+// How a checkpoint stores the quantised matrices of an owner.
+struct StoredQuant {
+  Packing packing = Packing::none;  // none: matrices under their own names
+  std::string_view scales = {};     // what follows that name then: "_scale_inv"
+  bool single = false;              // one scale for the whole matrix
 };
 
-// Shape of a canonical tensor; kAnyExtent for the vocabulary, rank 0 for scales.
+// Shape of a canonical tensor; kAnyExtent for the vocabulary, rank 0 for what comes with one that
+// is quantised.
 Dims canonical_shape(const LayerSpec& spec, const Part& part);
 
 class LayerTensors {
@@ -72,14 +66,17 @@ class LayerTensors {
   void choose(const Part& part, const TensorRule& rule) { chosen_[index(part)] = &rule; }
   const TensorRule& rule(const Part& part) const { return *chosen_[index(part)]; }
 
-  // Scales follow the matrices' rules; the format is the spec's.
-  void choose_scales(Owner owner, const StoredScales& scales) { scales_[of(owner)] = scales; }
-  const StoredScales& scales(Owner owner) const { return scales_[of(owner)]; }
+  // What belongs to quantised matrices follows their rules; the format is the spec's.
+  void choose_quant(Owner owner, const StoredQuant& quant) { quant_[of(owner)] = quant; }
+  const StoredQuant& quant(Owner owner) const { return quant_[of(owner)]; }
   StoredLayout scale_layout(const Part& matrix) const;
+  PackedMatrix packed(const Part& matrix) const;
 
   // Writes the stored tensor's name, "" for kZeros; `expert` counts where the name has an {e}.
   void name(const Part& part, int32_t expert, std::string* out) const;
   void name(const TensorRule& rule, int32_t expert, std::string* out) const;
+  // The name of the tensor that plays `role` for `matrix`, whether or not its format has one.
+  void name(const Part& matrix, Role role, int32_t expert, std::string* out) const;
   StoredLayout layout(const TensorRule& rule) const;
   TensorSlice slice(const Part& part, int32_t expert) const;
 
@@ -93,12 +90,13 @@ class LayerTensors {
     return owner == Owner::shared ? spec().shared->expert.format : spec().expert.format;
   }
   TensorSlice scale_slice(const Part& part, int32_t expert) const;
+  TensorSlice packed_slice(const Part& part) const;
 
   std::string prefix_;
   FamilyLayer layer_;
   std::vector<Part> parts_;
   const TensorRule* chosen_[2 * kKinds] = {};
-  StoredScales scales_[2];
+  StoredQuant quant_[2];
 };
 
 // Whether `rule` names one tensor per expert.

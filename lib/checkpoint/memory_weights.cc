@@ -10,6 +10,7 @@
 #include "moe/weights.h"
 #include "quant/formats.h"
 #include "quant/half.h"
+#include "quant/roles.h"
 
 namespace moe {
 namespace {
@@ -21,17 +22,6 @@ Key key_of(const WeightId& id) {
 }
 
 Place place_of(const WeightId& id) { return {.layer = id.layer, .expert = id.expert}; }
-
-// What a kind of tensor is to its matrix.
-enum class Role { other, matrix, scale, zero, group };
-
-Role role_of(WeightKind kind) {
-  if (kind < WeightKind::gate) return Role::other;
-  if (kind <= WeightKind::down) return Role::matrix;
-  if (kind < WeightKind::gate_scale) return Role::other;
-  if (kind <= WeightKind::down_scale) return Role::scale;
-  return kind <= WeightKind::down_zero ? Role::zero : Role::group;
-}
 
 // Shape of the tensor that plays `role` for a matrix of shape `matrix`; rank 0: the format has
 // none.

@@ -4,6 +4,8 @@
 
 #include <fmt/format.h>
 
+#include "checkpoint/quant_keys.h"
+#include "checkpoint/quant_schemes.h"
 #include "core/error.h"
 
 namespace moe {
@@ -42,50 +44,38 @@ std::optional<int32_t> square_block(const Json* block) {
   return static_cast<int32_t>(high);
 }
 
-std::optional<Format> fp8(std::optional<int32_t> block) {
-  if (!block) return std::nullopt;
-  return Format{FormatKind::fp8_block, *block};
+QuantScheme fp8_scheme(QuantKeys& keys, const Json& config) {
+  const std::string fmt = keys.text("fmt", "e4m3");
+  if (fmt.find("e4m3") == std::string::npos) keys.refuse("fmt", json_quoted(fmt), "e4m3");
+  const std::optional<int32_t> block = square_block(config.find("weight_block_size"));
+  if (!block) keys.refuse("weight_block_size", "not square", "two equal numbers");
+  return {{FormatKind::fp8_block, block.value_or(0)}, Packing::none};
 }
 
-// compressed-tensors: every group of modules says how its weights are stored.
-std::optional<Format> compressed_fp8(const Json& config) {
-  const Json* groups = config.find("config_groups");
-  if (!groups || groups->members().empty()) return std::nullopt;
-  std::optional<Format> format;
-  for (const auto& [name, group] : groups->members()) {
-    const Json* weights = group.find("weights");
-    if (!weights || text(*weights, "type") != "float" || number(*weights, "num_bits") != 8)
-      return std::nullopt;
-    const bool blocks = text(*weights, "strategy") == "block";
-    const auto found = fp8(square_block(blocks ? weights->find("block_structure") : nullptr));
-    if (!found || (blocks && found->group == 0) || (format && *format != *found))
-      return std::nullopt;
-    format = found;
-  }
-  return format;
-}
-
-std::optional<Format> readable(const Json& config) {
+QuantScheme read(QuantKeys& keys, const Json& config) {
   const std::string_view method = text(config, "quant_method");
-  if (method == "fp8") {
-    if (text(config, "fmt", "e4m3").find("e4m3") == std::string_view::npos) return std::nullopt;
-    return fp8(square_block(config.find("weight_block_size")));
-  }
-  if (method == "fbgemm_fp8") return fp8(0);
-  if (method == "compressed-tensors") return compressed_fp8(config);
+  if (method == "awq") return awq_scheme(keys);
+  if (method == "gptq") return gptq_scheme(keys);
+  if (method == "compressed-tensors") return compressed_scheme(keys);
+  if (method == "fp8") return fp8_scheme(keys, config);
   const Json* inner = config.find("quantization");  // ModelOpt, in a file of its own or not
-  if (text(inner ? *inner : config, "quant_algo") == "FP8") return fp8(0);
-  return std::nullopt;
+  const bool fp8 = text(inner ? *inner : config, "quant_algo") == "FP8";
+  if (method != "fbgemm_fp8" && !fp8)
+    keys.refuse(inner ? "quant_algo" : "quant_method", "none of them",
+                "awq, gptq, compressed-tensors, fp8, fbgemm_fp8 or modelopt's FP8");
+  return {{FormatKind::fp8_block}, Packing::none};
 }
 
 }  // namespace
 
-Result<Format> quantized_format(const Json& config, std::string_view file) {
-  if (const std::optional<Format> format = readable(config)) return *format;
+Result<QuantScheme> quant_scheme(const Json& config, std::string_view file) {
+  QuantKeys keys(config);
+  const QuantScheme scheme = read(keys, config);
+  if (keys.problem().empty()) return scheme;
   return error(StatusCode::unimplemented, {.file = file, .phase = Phase::open},
-               "the checkpoint is quantised as {} (says {}), which is not supported yet; use the "
-               "bf16, f16 or f32 version of the model",
-               quantization_name(config), file);
+               "the checkpoint is quantised as {} (says {}), which cannot be read: {}; use another "
+               "version of the model, such as bf16",
+               quantization_name(config), file, keys.problem());
 }
 
 std::string quantization_name(const Json& config) {

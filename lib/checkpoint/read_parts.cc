@@ -5,6 +5,7 @@
 #include <tuple>
 #include <vector>
 
+#include "checkpoint/read_packed.h"
 #include "checkpoint/read_slice.h"
 #include "core/error.h"
 
@@ -18,10 +19,22 @@ struct Wanted {
   const Checkpoint::Tensor* tensor = nullptr;
   LayerSet::Found found;
   MutableTensorView out;
+  Witness witness;    // rather than `out`, if it has a tensor
   ByteSpan span;      // in the stored tensor
   FileRange range;    // the same in its file
   size_t merged = 0;  // which range of the batch holds it
 };
+
+Status add_witnesses(const LayerSet::Found& found, const TensorDirectory& files,
+                     std::vector<Wanted>* parts) {
+  for (const Witness& witness : witnesses_of(found, files)) {
+    const Checkpoint::Tensor& tensor = *witness.tensor;
+    MOE_ASSIGN_OR_RETURN(const FileRange range, files.locate(tensor, 0, tensor.bytes));
+    const ByteSpan whole{0, static_cast<int64_t>(tensor.bytes)};
+    parts->push_back({&tensor, {}, {}, witness, whole, range});
+  }
+  return {};
+}
 
 // The files' bytes of every part that has any.
 Result<std::vector<Wanted>> find_parts(const LayerSet& layers, const TensorDirectory& files,
@@ -43,7 +56,8 @@ Result<std::vector<Wanted>> find_parts(const LayerSet& layers, const TensorDirec
     MOE_ASSIGN_OR_RETURN(const FileRange range,
                          files.locate(*tensor, static_cast<uint64_t>(span.offset),
                                       static_cast<uint64_t>(span.bytes)));
-    parts.push_back({tensor, std::move(found), request.out, span, range});
+    MOE_RETURN_IF_ERROR(add_witnesses(found, files, &parts));
+    parts.push_back({tensor, std::move(found), request.out, {}, span, range});
   }
   return parts;
 }
@@ -84,6 +98,18 @@ Status verify(const Manifest& manifest, const std::vector<Wanted>& parts,
   return {};
 }
 
+// From the bytes that were read to where they are wanted.
+Status deliver(const Wanted& part, const std::byte* first) {
+  if (part.witness.tensor) return check_witness(part.witness, first);
+  const TensorSlice& slice = part.found.slice;
+  if (slice.packed.packing != Packing::none) return unpack_slice(slice, first, part.out);
+  const auto from_memory = [&](int64_t offset, int64_t bytes, void* to) {
+    std::memcpy(to, first + (offset - part.span.offset), static_cast<size_t>(bytes));
+    return Status();
+  };
+  return read_slice(slice, from_memory, part.out);
+}
+
 }  // namespace
 
 Status read_parts(Checkpoint::Impl& checkpoint, std::span<const WeightRead> reads) {
@@ -94,12 +120,7 @@ Status read_parts(Checkpoint::Impl& checkpoint, std::span<const WeightRead> read
   MOE_RETURN_IF_ERROR(verify(checkpoint.manifest, parts, ranges, loan));
   for (const Wanted& part : parts) {
     const uint64_t skipped = part.range.offset - ranges[part.merged].offset;
-    const std::byte* first = loan.data(part.merged) + skipped;
-    const auto from_memory = [&](int64_t offset, int64_t bytes, void* to) {
-      std::memcpy(to, first + (offset - part.span.offset), static_cast<size_t>(bytes));
-      return Status();
-    };
-    MOE_RETURN_IF_ERROR(read_slice(part.found.slice, from_memory, part.out));
+    MOE_RETURN_IF_ERROR(deliver(part, loan.data(part.merged) + skipped));
   }
   return {};
 }

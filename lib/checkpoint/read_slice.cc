@@ -76,6 +76,8 @@ void scatter(const Copy& copy, const char* from, int64_t first, int64_t count) {
 
 ByteSpan span_of(const TensorSlice& slice, DType dtype, const Dims& shape) {
   if (shape.elements() == 0) return {};
+  if (slice.packed.packing != Packing::none)
+    return {0, slice.stored.shape.elements() * int64_t{sizeof(int32_t)}};
   const int64_t size = bits_of(dtype) / 8;
   int64_t last = (shape[0] - 1) * slice.row_step;
   if (shape.rank > 1) last += (shape[1] - 1) * slice.column_step;

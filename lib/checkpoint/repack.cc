@@ -62,12 +62,21 @@ class Planner {
   // The stored tensors of one expert.
   std::vector<const Tensor*> tensors_of(const LayerTensors& layer, int32_t expert) const {
     std::vector<const Tensor*> found;
-    for (const Part& part : layer.parts()) {
-      if (part.owner != Owner::routed || !is_expert_kind(part.kind)) continue;
-      const auto stored = from_.layers.find({layer.spec().layer, part.kind, expert});
-      const Tensor* tensor = stored.ok() ? from_.files.find(stored->name) : nullptr;
+    std::string name;
+    const auto add = [&] {
+      const Tensor* tensor = name.empty() ? nullptr : from_.files.find(name);
       if (tensor && std::find(found.begin(), found.end(), tensor) == found.end())
         found.push_back(tensor);
+    };
+    for (const Part& part : layer.parts()) {
+      if (part.owner != Owner::routed || !is_expert_kind(part.kind)) continue;
+      layer.name(part, expert, &name);
+      add();
+      if (role_of(part.kind) != Role::matrix) continue;
+      for (Role role : {Role::scale, Role::zero, Role::group}) {
+        layer.name(part, role, expert, &name);
+        add();
+      }
     }
     return found;
   }

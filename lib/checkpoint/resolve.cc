@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "checkpoint/packed_rules.h"
 #include "checkpoint/scale_rules.h"
 #include "checkpoint/shard_list.h"
 #include "core/error.h"
@@ -68,8 +69,12 @@ constexpr std::pair<std::string_view, std::string_view> kQuantisedNames[] = {
 class Resolver {
  public:
   Resolver(const Family& family, const TensorDirectory& directory,
-           const std::optional<Format>& quantized)
-      : family_(family), directory_(directory), scales_(directory, quantized) {}
+           const std::optional<QuantScheme>& scheme)
+      : family_(family),
+        directory_(directory),
+        scheme_(scheme),
+        scales_(directory, scheme),
+        packed_(directory, scheme) {}
 
   // Finds what precedes a layer's index by the first router weight that is there.
   Status choose_prefix(const std::vector<FamilyLayer>& layers) {
@@ -89,6 +94,7 @@ class Resolver {
     LayerTensors tensors(prefix_of(before_, layer), layer);
     first_[0] = first_[1] = nullptr;
     scales_.begin_layer();
+    packed_.begin_layer();
     for (const Part& part : tensors.parts()) MOE_RETURN_IF_ERROR(choose(part, &tensors));
     // Without a router weight of the right shape, num_experts is only a claim: do not loop over it.
     const bool experts = find(tensors, tensors.rule(kRouterWeight), 0) != nullptr;
@@ -113,6 +119,11 @@ class Resolver {
   const Tensor* find(const LayerTensors& tensors, const TensorRule& rule, int32_t expert) {
     tensors.name(rule, expert, &name_);
     return directory_.find(name_);
+  }
+
+  // After find(): the words in place of that matrix.
+  const Tensor* find_packed(const TensorRule& rule) {
+    return packed_.find(rule, name_, &packed_name_);
   }
 
   Status no_router(const std::vector<FamilyLayer>& layers) const {
@@ -148,8 +159,9 @@ class Resolver {
   int score(const TensorRule& rule, const LayerTensors& tensors) {
     if (const Tensor* tensor = find(tensors, rule, 0))
       return matches(tensors.layout(rule).shape, tensor->shape) ? 3 : 2;
+    if (find_packed(rule)) return 3;
     // Expert 0 may be what is missing. Expert 1 tells the layout too.
-    return per_expert(rule) && find(tensors, rule, 1) ? 1 : 0;
+    return per_expert(rule) && (find(tensors, rule, 1) || find_packed(rule)) ? 1 : 0;
   }
 
   Status check(const Part& part, LayerTensors* tensors) {
@@ -161,16 +173,23 @@ class Resolver {
     const int32_t copies = per_expert(rule) ? tensors->spec().router.num_experts : 1;
     for (int32_t expert = 0; expert < copies; ++expert) {
       const Tensor* tensor = find(*tensors, rule, expert);
-      if (!tensor) {
+      const Tensor* words = tensor ? nullptr : find_packed(rule);
+      if (!tensor && !words) {
         MOE_RETURN_IF_ERROR(check_not_quantised());
-        missing_.add(name_);
+        missing_.add(is_packed(part.owner) ? packed_name_ : name_);
         continue;
       }
-      const Place place{.file = tensor->file,
-                        .tensor = tensor->name,
+      const Tensor& stored = tensor ? *tensor : *words;
+      const Place place{.file = stored.file,
+                        .tensor = stored.name,
                         .layer = tensors->spec().layer,
                         .expert = per_expert(rule) ? expert : -1,
                         .phase = Phase::open};
+      if (is_matrix(part.kind)) MOE_RETURN_IF_ERROR(check_alike(part, stored, place));
+      if (words) {
+        MOE_RETURN_IF_ERROR(packed_.check(part, expert, *words, place, tensors));
+        continue;
+      }
       MOE_RETURN_IF_ERROR(check_type(part, *tensor, place, tensors));
       if (!matches(wanted, tensor->shape))
         return invalid_argument(place,
@@ -178,10 +197,21 @@ class Resolver {
                                 "the file or config.json belongs to another model",
                                 tensor->name, tensor->file, shape_text(tensor->shape),
                                 shape_text(wanted), rule.axes);
-      if (is_matrix(part.kind) && tensor->dtype == DType::f8_e4m3)
+      if (is_byte(part, tensor->dtype))
         MOE_RETURN_IF_ERROR(scales_.check(part, *tensor, place, tensors));
     }
     return {};
+  }
+
+  bool is_packed(Owner owner) const {
+    const Tensor* first = first_[owner == Owner::shared];
+    return first && first->dtype == DType::i32;
+  }
+
+  // An element of a quantised matrix under its own name.
+  bool is_byte(const Part& part, DType type) const {
+    const bool int8 = scheme_ && scheme_->format.kind == FormatKind::int8;
+    return is_matrix(part.kind) && (type == DType::f8_e4m3 || (type == DType::i8 && int8));
   }
 
   // Whether what is missing under `name_` is there in a quantised format's names.
@@ -193,32 +223,38 @@ class Resolver {
           return error(StatusCode::unimplemented,
                        {.file = tensor->file, .tensor = tensor->name, .phase = Phase::open},
                        "{} is missing, but {} in {} is present: the checkpoint is quantised ({}), "
-                       "which is not supported yet; use the bf16, f16 or f32 version of the model",
-                       name_, tensor->name, tensor->file, format);
+                       "{}; use another version of the model, such as bf16",
+                       name_, tensor->name, tensor->file, format,
+                       scheme_ ? "unlike what config.json says"
+                               : "of which config.json has no quantization_config");
     return {};
   }
 
-  // Router tensors may be of any float type; matrices of experts are all of one.
+  // Matrices of experts are all of one type.
+  Status check_alike(const Part& part, const Tensor& tensor, const Place& place) {
+    const Tensor*& first = first_[part.owner == Owner::shared];
+    if (!first) first = &tensor;
+    if (first->dtype == tensor.dtype) return {};
+    return invalid_argument(place,
+                            "{} in {} is stored as {}, but {} as {}; the experts of a "
+                            "layer must share one type",
+                            tensor.name, tensor.file, to_safetensors(tensor.dtype), first->name,
+                            to_safetensors(first->dtype));
+  }
+
+  // Router tensors may be of any float type.
   Status check_type(const Part& part, const Tensor& tensor, const Place& place,
-                    LayerTensors* tensors) {
+                    LayerTensors* tensors) const {
     const bool index = part.kind == WeightKind::router_token_experts;
-    const bool fp8 = is_matrix(part.kind) && tensor.dtype == DType::f8_e4m3;
-    if (index ? !is_index(tensor.dtype) : !is_weight_type(tensor.dtype) && !fp8)
+    const bool byte = is_byte(part, tensor.dtype);
+    if (index ? !is_index(tensor.dtype) : !is_weight_type(tensor.dtype) && !byte)
       return error(StatusCode::unimplemented, place, "{} in {} is stored as {}; {} can be read",
                    tensor.name, tensor.file, to_safetensors(tensor.dtype),
                    index ? "I32 and I64" : "F32, F16 and BF16");
-    if (!is_matrix(part.kind)) return {};
+    if (!is_matrix(part.kind) || byte) return {};
     LayerSpec& spec = tensors->spec();
     ExpertSpec& expert = part.owner == Owner::shared ? spec.shared->expert : spec.expert;
-    const Tensor*& first = first_[part.owner == Owner::shared];
-    if (!first) first = &tensor;
-    if (first->dtype != tensor.dtype)
-      return invalid_argument(place,
-                              "{} in {} is stored as {}, but {} as {}; the experts of a "
-                              "layer must share one type",
-                              tensor.name, tensor.file, to_safetensors(tensor.dtype), first->name,
-                              to_safetensors(first->dtype));
-    if (!fp8) expert.format = {format_of(tensor.dtype)};
+    expert.format = {format_of(tensor.dtype)};
     return {};
   }
 
@@ -228,6 +264,7 @@ class Resolver {
     const TensorRule& up = tensors.rule({WeightKind::up});
     if (!per_expert(up) || family_.more_experts || router.num_zero_experts > 0) return {};
     const Tensor* tensor = find(tensors, up, router.num_experts);
+    if (!tensor) tensor = find_packed(up);
     if (!tensor) return {};
     return invalid_argument({.file = tensor->file, .tensor = tensor->name, .phase = Phase::open},
                             "{} is present in {}, but config.json says {} experts (0 to {}). "
@@ -238,9 +275,11 @@ class Resolver {
   const Family& family_;
   const TensorDirectory& directory_;
   std::string_view before_ = kPrefixes[0];
+  const std::optional<QuantScheme>& scheme_;
   ScaleRules scales_;
+  PackedRules packed_;
   const Tensor* first_[2] = {};  // matrix of the layer's routed and shared experts
-  std::string name_;
+  std::string name_, packed_name_;
   NameList missing_;
 };
 
@@ -249,8 +288,8 @@ class Resolver {
 Result<std::vector<LayerTensors>> resolve_layers(const Family& family,
                                                  const std::vector<FamilyLayer>& layers,
                                                  const TensorDirectory& directory,
-                                                 const std::optional<Format>& quantized) {
-  Resolver resolver(family, directory, quantized);
+                                                 const std::optional<QuantScheme>& scheme) {
+  Resolver resolver(family, directory, scheme);
   std::vector<LayerTensors> resolved;
   if (layers.empty()) return resolved;
   MOE_RETURN_IF_ERROR(resolver.choose_prefix(layers));

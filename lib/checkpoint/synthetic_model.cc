@@ -41,7 +41,8 @@ LayerTensors with_first_names(const Family& family, FamilyLayer layer, DType dty
   for (const Part& part : tensors.parts())
     for (size_t i = family.rules.size(); i-- > 0;)
       if (LayerTensors::serves(family.rules[i], part)) tensors.choose(part, family.rules[i]);
-  for (Owner owner : {Owner::routed, Owner::shared}) tensors.choose_scales(owner, {"_scale_inv"});
+  for (Owner owner : {Owner::routed, Owner::shared})
+    tensors.choose_quant(owner, {.scales = "_scale_inv"});
   return tensors;
 }
 
@@ -88,7 +89,7 @@ void set_spread(WeightKind kind, const LayerSpec& spec, Owner owner, SyntheticTe
 
 // A matrix of spread `spread` becomes codes of spread kFp8Spread times scales that vary by half.
 void quantise(const Part& part, float spread, const LayerTensors& layer, SyntheticTensor* tensor) {
-  if (!is_scale(part.kind)) {
+  if (role_of(part.kind) != Role::scale) {
     tensor->dtype = DType::f8_e4m3;
     tensor->scale = kFp8Spread;
     return;
@@ -142,7 +143,8 @@ std::vector<SyntheticTensor> synthetic_tensors(const SyntheticModel& model) {
       const TensorRule& rule = layer.rule(part);
       if (rule.kind != part.kind || rule.name == kZeros) continue;  // up inside gate's, or nowhere
       const int32_t copies = per_expert(rule) ? layer.spec().router.num_experts : 1;
-      const Part scale = {scale_of(part.kind), part.owner};
+      const Part scale = {is_matrix(part.kind) ? companion(part.kind, Role::scale) : part.kind,
+                          part.owner};
       const bool scaled = is_matrix(part.kind) && layer.has(scale);
       for (int32_t expert = 0; expert < copies; ++expert) {
         tensors.push_back(synthetic_tensor(model, layer, part, expert));

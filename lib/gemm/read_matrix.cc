@@ -5,6 +5,7 @@
 #include "core/error.h"
 #include "gemm/reference.h"
 #include "quant/half.h"
+#include "quant/roles.h"
 
 namespace moe {
 namespace {
@@ -17,11 +18,8 @@ Place place_of(const WeightSource& source, const WeightId& id) {
           .phase = Phase::load};
 }
 
-// The tensor that stands `steps` kinds of three behind a matrix: its scales, zeros or groups.
-WeightId companion(const WeightId& matrix, WeightKind gate_kind) {
-  const int place = static_cast<int>(matrix.kind) - static_cast<int>(WeightKind::gate);
-  return {matrix.layer, static_cast<WeightKind>(static_cast<int>(gate_kind) + place),
-          matrix.expert};
+WeightId of(const WeightId& matrix, Role role) {
+  return {matrix.layer, companion(matrix.kind, role), matrix.expert};
 }
 
 // Reads a tensor that must have this type and shape into `out`.
@@ -48,15 +46,14 @@ Result<QuantBuffer> read_as_stored(const WeightSource& source, const WeightId& i
                                    value_shape(format, outputs, inputs), &out.values));
   const Dims shape = scale_shape(format, outputs, inputs);
   std::vector<std::byte> scales;
-  MOE_RETURN_IF_ERROR(
-      read_exactly(source, companion(id, WeightKind::gate_scale), format.scale, shape, &scales));
+  MOE_RETURN_IF_ERROR(read_exactly(source, of(id, Role::scale), format.scale, shape, &scales));
   load_row(format.scale, scales.data(), 1, shape.elements(), out.scales.data());
   if (format.zero_points)
-    MOE_RETURN_IF_ERROR(read_exactly(source, companion(id, WeightKind::gate_zero),
-                                     zero_type(format), shape, &out.zeros));
+    MOE_RETURN_IF_ERROR(
+        read_exactly(source, of(id, Role::zero), zero_type(format), shape, &out.zeros));
   if (format.act_order)
-    MOE_RETURN_IF_ERROR(read_exactly(source, companion(id, WeightKind::gate_group), DType::i32,
-                                     {inputs}, &out.groups));
+    MOE_RETURN_IF_ERROR(
+        read_exactly(source, of(id, Role::group), DType::i32, {inputs}, &out.groups));
   if (Status status = check_matrix(out.view()); !status.ok())
     return status.at(place_of(source, id));
   return out;

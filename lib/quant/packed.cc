@@ -1,111 +1,158 @@
 #include "quant/packed.h"
 
 #include <algorithm>
+#include <cstring>
 
-#include "quant/int4.h"
+#include "core/error.h"
 
 namespace moe {
 namespace {
 
-// Place `at` of a word, the lowest bits first.
-uint32_t field(int32_t word, int64_t at, int bits) {
-  return static_cast<uint32_t>(word) >> (at * bits) & ((1u << bits) - 1);
+// Rows and columns unpacked in one go: what is read and what is written stay in the L1 cache.
+constexpr int64_t kRowBlock = 16;
+constexpr int64_t kColumnBlock = 128;
+
+constexpr int kAwqNibble[] = {0, 4, 1, 5, 2, 6, 3, 7};  // of the outputs of a word
+
+bool is_int8(const Format& format) { return format.kind == FormatKind::int8; }
+int bits_per(const Format& format) { return is_int8(format) ? 8 : 4; }
+
+uint32_t word_at(const std::byte* words, int64_t at) {
+  uint32_t word;
+  std::memcpy(&word, words + at * 4, sizeof word);
+  return word;
 }
 
-int bits_per(const Format& format) { return format.kind == FormatKind::int4 ? 4 : 8; }
+// `count` unsigned integers as canonical bytes; int8 is kept less 128. A word's low bits come
+// first, so its bytes are canonical as they stand.
+void copy_bytes(const Format& format, const std::byte* from, int64_t count, uint8_t* out) {
+  std::memcpy(out, from, static_cast<size_t>(count));
+  if (!is_int8(format)) return;
+  for (int64_t i = 0; i < count; ++i) out[i] ^= 0x80;
+}
 
-// Unsigned integers from 0 on; int8 is kept less 128.
-class Writer {
- public:
-  explicit Writer(QuantBuffer* out)
-      : out_(*out),
-        small_(out->format.kind == FormatKind::int4),
-        bytes_(row_bytes(out->format, out->columns)) {
-    std::fill(out->values.begin(), out->values.end(), uint8_t{0});
-  }
-  void value(int64_t row, int64_t column, uint32_t q) {
-    if (small_)
-      out_.values[row * bytes_ + column / 2] |= static_cast<uint8_t>(q << column % 2 * 4);
-    else
-      out_.values[row * bytes_ + column] = static_cast<uint8_t>(q ^ 0x80);
-  }
-  void zero(int64_t row, int64_t group, uint32_t q) {
-    const int64_t groups = groups_of(out_.format, out_.columns);
-    out_.zeros[row * groups + group] = static_cast<uint8_t>(small_ ? q : q ^ 0x80);
-  }
+void awq_values(const PackedMatrix& m, const std::byte* words, uint8_t* out) {
+  const int64_t bytes = row_bytes(m.format, m.columns), width = m.rows / 8;
+  for (int64_t first = 0; first < m.columns; first += kColumnBlock)
+    for (int64_t w = 0; w < width; ++w)
+      for (int64_t k = first; k < std::min(first + kColumnBlock, m.columns); k += 2) {
+        const uint32_t even = word_at(words, k * width + w);
+        const uint32_t odd = k + 1 < m.columns ? word_at(words, (k + 1) * width + w) : 0;
+        for (int64_t n = 0; n < 8; ++n) {
+          const int shift = kAwqNibble[n] * 4;
+          out[(w * 8 + n) * bytes + k / 2] =
+              static_cast<uint8_t>((even >> shift & 0xf) | (odd >> shift & 0xf) << 4);
+        }
+      }
+}
 
- private:
-  QuantBuffer& out_;
-  bool small_;
-  int64_t bytes_;
+void gptq_values(const PackedMatrix& m, const std::byte* words, uint8_t* out) {
+  const int64_t bytes = row_bytes(m.format, m.columns), high = m.columns / per_word(m.format);
+  for (int64_t first = 0; first < m.rows; first += kRowBlock)
+    for (int64_t w = 0; w < high; ++w)
+      for (int64_t n = first; n < std::min(first + kRowBlock, m.rows); ++n)
+        copy_bytes(m.format, words + (w * m.rows + n) * 4, 4, out + n * bytes + w * 4);
+}
+
+void compressed_values(const PackedMatrix& m, const std::byte* words, uint8_t* out) {
+  const int64_t bytes = row_bytes(m.format, m.columns), stored = packed_values(m)[1] * 4;
+  for (int64_t n = 0; n < m.rows; ++n)
+    copy_bytes(m.format, words + n * stored, bytes, out + n * bytes);
+}
+
+// Where the zero point of output n and group g lies.
+struct ZeroAt {
+  int64_t word;
+  int64_t place;  // within the word, the lowest bits first
 };
 
-void copy_groups(const int32_t* g_idx, QuantBuffer* out) {
-  if (out->format.act_order) out->groups.assign(g_idx, g_idx + out->columns);
+ZeroAt zero_at(const PackedMatrix& m, int64_t n, int64_t g) {
+  const int64_t per = per_word(m.format);
+  switch (m.packing) {
+    case Packing::awq: return {g * (m.rows / 8) + n / 8, kAwqNibble[n % 8]};
+    case Packing::compressed: return {n / per * groups_of(m.format, m.columns) + g, n % per};
+    default: return {g * (m.rows / per) + n / per, n % per};
+  }
 }
 
 }  // namespace
 
-void unpack_awq(const int32_t* qweight, const int32_t* qzeros, QuantBuffer* out) {
-  constexpr int kNibble[] = {0, 4, 1, 5, 2, 6, 3, 7};  // of the outputs of a word
-  Writer writer(out);
-  const int64_t words = out->rows / 8, groups = groups_of(out->format, out->columns);
-  for (int64_t k = 0; k < out->columns; ++k)
-    for (int64_t n = 0; n < out->rows; ++n)
-      writer.value(n, k, field(qweight[k * words + n / 8], kNibble[n % 8], 4));
-  for (int64_t g = 0; g < groups; ++g)
-    for (int64_t n = 0; n < out->rows; ++n)
-      writer.zero(n, g, field(qzeros[g * words + n / 8], kNibble[n % 8], 4));
-}
-
-void unpack_gptq(const GptqArrays& arrays, QuantBuffer* out) {
-  Writer writer(out);
-  const int bits = bits_per(out->format);
-  const int64_t per = per_word(out->format), words = out->rows / per;
-  const uint32_t mask = (1u << bits) - 1, less = arrays.version2 ? 0 : 1;
-  for (int64_t k = 0; k < out->columns; ++k)
-    for (int64_t n = 0; n < out->rows; ++n)
-      writer.value(n, k, field(arrays.qweight[k / per * out->rows + n], k % per, bits));
-  for (int64_t g = 0; g < groups_of(out->format, out->columns); ++g)
-    for (int64_t n = 0; n < out->rows; ++n)
-      writer.zero(n, g, (field(arrays.qzeros[g * words + n / per], n % per, bits) + less) & mask);
-  copy_groups(arrays.g_idx, out);
-}
-
-void unpack_compressed(const CompressedArrays& arrays, QuantBuffer* out) {
-  Writer writer(out);
-  const int bits = bits_per(out->format);
-  const int64_t per = per_word(out->format), words = (out->columns + per - 1) / per;
-  const int64_t groups = groups_of(out->format, out->columns);
-  for (int64_t n = 0; n < out->rows; ++n)
-    for (int64_t k = 0; k < out->columns; ++k)
-      writer.value(n, k, field(arrays.packed[n * words + k / per], k % per, bits));
-  for (int64_t n = 0; arrays.zero_point && n < out->rows; ++n)
-    for (int64_t g = 0; g < groups; ++g)
-      writer.zero(n, g, field(arrays.zero_point[n / per * groups + g], n % per, bits));
-  copy_groups(arrays.g_idx, out);
-}
-
-void pack_compressed(const QuantMatrix& m, int32_t* packed, int32_t* zero_point) {
-  const bool small = m.format.kind == FormatKind::int4;
-  const int bits = bits_per(m.format);
-  const int64_t per = per_word(m.format), words = (m.columns + per - 1) / per;
-  const int64_t groups = groups_of(m.format, m.columns);
-  const auto put = [&](int32_t* word, int64_t at, uint32_t q) {
-    *word = static_cast<int32_t>(static_cast<uint32_t>(*word) | q << (at * bits));
-  };
-  std::fill_n(packed, m.rows * words, 0);
-  for (int64_t n = 0; n < m.rows; ++n) {
-    const uint8_t* row = m.values + n * row_bytes(m.format, m.columns);
-    for (int64_t k = 0; k < m.columns; ++k)
-      put(packed + n * words + k / per, k % per, small ? int4_at(row, k) : row[k] ^ 0x80u);
+const char* to_string(Packing packing) {
+  switch (packing) {
+    case Packing::none: return "none";
+    case Packing::awq: return "awq";
+    case Packing::gptq: return "gptq";
+    case Packing::gptq_v2: return "gptq_v2";
+    case Packing::compressed: return "pack-quantized";
   }
-  if (!zero_point) return;
-  std::fill_n(zero_point, (m.rows + per - 1) / per * groups, 0);
+  return "unknown";
+}
+
+Status check_packed(const PackedMatrix& m) {
+  if (m.packing == Packing::compressed || m.packing == Packing::none) return {};
+  const int64_t per = per_word(m.format);
+  const bool rows = m.rows % per == 0;
+  const bool columns = m.packing == Packing::awq || m.columns % per == 0;
+  if (rows && columns) return {};
+  return error(
+      StatusCode::unimplemented, {},
+      "a matrix of {} outputs and {} inputs cannot be packed as {}, which puts {} {} into a "
+      "word",
+      m.rows, m.columns, to_string(m.packing), per, rows ? "inputs" : "outputs");
+}
+
+Dims packed_values(const PackedMatrix& m) {
+  const int64_t per = per_word(m.format);
+  switch (m.packing) {
+    case Packing::awq: return {m.columns, m.rows / 8};
+    case Packing::compressed: return {m.rows, (m.columns + per - 1) / per};
+    default: return {m.columns / per, m.rows};
+  }
+}
+
+Dims packed_zeros(const PackedMatrix& m) {
+  const int64_t per = per_word(m.format), groups = groups_of(m.format, m.columns);
+  if (m.packing == Packing::compressed) return {(m.rows + per - 1) / per, groups};
+  return {groups, m.rows / per};
+}
+
+void unpack_values(const PackedMatrix& m, const std::byte* words, uint8_t* out) {
+  switch (m.packing) {
+    case Packing::awq: return awq_values(m, words, out);
+    case Packing::compressed: return compressed_values(m, words, out);
+    default: return gptq_values(m, words, out);
+  }
+}
+
+void unpack_zeros(const PackedMatrix& m, const std::byte* words, uint8_t* out) {
+  const int bits = bits_per(m.format);
+  const int64_t groups = groups_of(m.format, m.columns);
+  const uint32_t mask = (1u << bits) - 1, less = m.packing == Packing::gptq ? 1 : 0;
   for (int64_t n = 0; n < m.rows; ++n)
     for (int64_t g = 0; g < groups; ++g) {
-      const uint8_t zero = m.zeros[n * groups + g];
-      put(zero_point + n / per * groups + g, n % per, small ? zero : zero ^ 0x80u);
+      const ZeroAt at = zero_at(m, n, g);
+      const uint32_t q = ((word_at(words, at.word) >> (at.place * bits)) + less) & mask;
+      out[n * groups + g] = static_cast<uint8_t>(is_int8(m.format) ? q ^ 0x80 : q);
+    }
+}
+
+void pack_compressed(const QuantMatrix& matrix, std::byte* values, std::byte* zeros) {
+  const PackedMatrix m{Packing::compressed, matrix.format, matrix.rows, matrix.columns};
+  const int64_t bytes = row_bytes(m.format, m.columns), stored = packed_values(m)[1] * 4;
+  std::memset(values, 0, static_cast<size_t>(m.rows * stored));
+  for (int64_t n = 0; n < m.rows; ++n)
+    copy_bytes(m.format, reinterpret_cast<const std::byte*>(matrix.values) + n * bytes, bytes,
+               reinterpret_cast<uint8_t*>(values) + n * stored);
+  if (!zeros) return;
+  const int64_t groups = groups_of(m.format, m.columns);
+  std::memset(zeros, 0, static_cast<size_t>(packed_zeros(m).elements() * 4));
+  for (int64_t n = 0; n < m.rows; ++n)
+    for (int64_t g = 0; g < groups; ++g) {
+      const ZeroAt at = zero_at(m, n, g);
+      const uint8_t zero = matrix.zeros[n * groups + g];
+      const uint32_t q = is_int8(m.format) ? zero ^ 0x80u : zero;
+      const uint32_t word = word_at(zeros, at.word) | q << (at.place * bits_per(m.format));
+      std::memcpy(zeros + at.word * 4, &word, sizeof word);
     }
 }
 

@@ -1,43 +1,57 @@
-// How published checkpoints pack int4 and int8 matrices, and back: AWQ, GPTQ, compressed-tensors.
-// Arrays are as stored; K inputs, N outputs, G groups. Each function fills the integers, zero
-// points and group indices of `out`, whose format, rows (N) and columns (K) are set; scales are not
-// packed.
+// How published checkpoints pack the integers of int4 and int8 matrices into 32-bit words, and
+// back. Words are as stored, little-endian, of any alignment; K inputs, N outputs, G groups, P
+// integers per word (8 of int4, 4 of int8). Scales are not packed.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "quant/formats.h"
 
 namespace moe {
 
-// Integers per 32-bit word.
+enum class Packing : int32_t {
+  none,
+  // AutoAWQ "gemm", int4: values (K, N / 8), zeros (G, N / 8); within a word the outputs stand in
+  // the order 0 2 4 6 1 3 5 7.
+  awq,
+  // Values (K / P, N), zeros (G, N / P) less one, wrapping around.
+  gptq,
+  // The same with zeros as they are.
+  gptq_v2,
+  // compressed-tensors "pack-quantized": values (N, ceil(K / P)), each integer plus half its range;
+  // zeros (ceil(N / P), G) likewise.
+  compressed,
+};
+
+const char* to_string(Packing packing);  // "gptq"
+
+// One matrix and how it is packed.
+struct PackedMatrix {
+  Packing packing = Packing::none;
+  Format format;
+  int64_t rows = 0;     // N
+  int64_t columns = 0;  // K
+};
+
 inline int64_t per_word(const Format& format) { return format.kind == FormatKind::int4 ? 8 : 4; }
 
-// AutoAWQ "gemm", int4: qweight (K, N / 8), qzeros (G, N / 8); within a word the outputs stand in
-// the order 0 2 4 6 1 3 5 7.
-void unpack_awq(const int32_t* qweight, const int32_t* qzeros, QuantBuffer* out);
+// ok, or unimplemented where rows or columns do not fill whole words as they must.
+Status check_packed(const PackedMatrix& matrix);
 
-// GPTQ: qweight (K / per_word, N), qzeros (G, N / per_word), g_idx (K). Version 1 stores zero
-// points less one, wrapping around.
-struct GptqArrays {
-  const int32_t* qweight = nullptr;
-  const int32_t* qzeros = nullptr;
-  const int32_t* g_idx = nullptr;  // null without act-order
-  bool version2 = false;
-};
-void unpack_gptq(const GptqArrays& arrays, QuantBuffer* out);
+// Shapes of the words.
+Dims packed_values(const PackedMatrix& matrix);
+Dims packed_zeros(const PackedMatrix& matrix);
 
-// compressed-tensors "pack-quantized": weight_packed (N, ceil(K / per_word)), each integer plus
-// half its range; weight_zero_point (ceil(N / per_word), G) likewise; weight_g_idx (K).
-struct CompressedArrays {
-  const int32_t* packed = nullptr;
-  const int32_t* zero_point = nullptr;  // null: symmetric
-  const int32_t* g_idx = nullptr;       // null without act-order
-};
-void unpack_compressed(const CompressedArrays& arrays, QuantBuffer* out);
+// Fill canonical values (rows, row_bytes()) and zeros (rows, groups).
+void unpack_values(const PackedMatrix& matrix, const std::byte* words, uint8_t* out);
+void unpack_zeros(const PackedMatrix& matrix, const std::byte* words, uint8_t* out);
 
-// The reverse: `packed` has N * ceil(K / per_word) words, `zero_point` ceil(N / per_word) * G or is
-// null for a symmetric format.
-void pack_compressed(const QuantMatrix& matrix, int32_t* packed, int32_t* zero_point);
+// The zero point of a format without zero points, as unpack_zeros() gives it.
+inline uint8_t middle_zero(const Format& format) { return format.kind == FormatKind::int4 ? 8 : 0; }
+
+// The reverse, in Packing::compressed: `values` has the bytes of packed_values(); `zeros` those of
+// packed_zeros(), or is null for a matrix without.
+void pack_compressed(const QuantMatrix& matrix, std::byte* values, std::byte* zeros);
 
 }  // namespace moe

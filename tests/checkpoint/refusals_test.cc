@@ -211,8 +211,8 @@ TEST_CASE("tensors that do not fit config.json are refused", "[checkpoint][missi
 TEST_CASE("a quantised checkpoint is refused with its format's name", "[checkpoint][mission-12]") {
   const std::pair<const char*, const char*> kFormats[] = {
       {R"({"quant_method": "mxfp4"})", "mxfp4"},
-      {R"({"quant_method": "awq", "bits": 4, "group_size": 128})", "awq 4 bit, groups of 128"},
-      {R"({"quant_method": "gptq", "bits": 8, "group_size": -1})", "gptq 8 bit, groups of -1"},
+      {R"({"quant_method": "awq", "bits": 3, "group_size": 128})", "awq 3 bit, groups of 128"},
+      {R"({"quant_method": "gptq", "bits": 2, "group_size": -1})", "gptq 2 bit, groups of -1"},
       {R"({"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"})",
        "compressed-tensors nvfp4-pack-quantized"},
       {R"({"quant_method": "modelopt", "quant_algo": "NVFP4"})", "modelopt NVFP4"},

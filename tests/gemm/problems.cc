@@ -13,16 +13,10 @@
 #include "gemm/reference.h"
 #include "quant/half.h"
 #include "quant/q8.h"
+#include "quant/roles.h"
 
 namespace moe::test {
 namespace {
-
-// The matrix that a tensor belongs to: itself, or what its scales and the like belong to.
-WeightKind matrix_of(WeightKind kind) {
-  if (kind < WeightKind::gate_scale) return kind;
-  const int place = (static_cast<int>(kind) - static_cast<int>(WeightKind::gate_scale)) % 3;
-  return static_cast<WeightKind>(static_cast<int>(WeightKind::gate) + place);
-}
 
 DType dtype_of(FormatKind kind) {
   return kind == FormatKind::f32 ? DType::f32 : kind == FormatKind::f16 ? DType::f16 : DType::bf16;
