@@ -88,6 +88,9 @@ struct ExpertStoreOptions {
   EvictionPolicy* eviction_policy = nullptr;  // host's own; needs experts of one size
   int32_t io_threads = 4;                     // reads at once while paging
 
+  // A thread of the store's own scrubs about this many bytes a second; 0: scrub() alone does. CPU.
+  int64_t scrub_bytes_per_second = 0;
+
   // How experts are kept; empty: as the source has them. int8 and int4 quantise while they load.
   std::optional<Format> format;
 
@@ -216,7 +219,7 @@ class MOE_API ExpertStore {
   void sequence_ended();
 
   ExpertStoreStats stats() const;             // at the moment of the call
-  std::vector<Heartbeat> heartbeats() const;  // of the threads that load
+  std::vector<Heartbeat> heartbeats() const;  // of the store's own threads
 
   // ---- versions. One of the calls from here on works at a time; others wait for their turn.
   // Forwards go on meanwhile, each with the versions that it found at its entry.

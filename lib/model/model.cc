@@ -22,6 +22,7 @@ ExpertStoreOptions store_options(const ModelOptions& options) {
           .expert_memory = options.expert_memory,
           .eviction = options.eviction,
           .eviction_policy = options.eviction_policy,
+          .scrub_bytes_per_second = options.scrub_bytes_per_second,
           .format = options.format,
           .layers = options.layers,
           .gemm = options.gemm,

@@ -293,6 +293,7 @@ Result<std::unique_ptr<ExpertStore::Impl>> ExpertStore::Impl::open(
     MOE_RETURN_IF_ERROR(impl->size_pools());
     MOE_RETURN_IF_ERROR(impl->make_policies());
     MOE_RETURN_IF_ERROR(impl->load_all());
+    MOE_RETURN_IF_ERROR(impl->start_scrubber());
     return impl;
   });
 }

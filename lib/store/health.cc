@@ -90,7 +90,10 @@ ExpertStoreStats ExpertStore::stats() const {
 }
 
 std::vector<Heartbeat> ExpertStore::heartbeats() const {
-  return impl_->loader.heartbeats(impl_->services.clock());
+  const Clock& clock = impl_->services.clock();
+  std::vector<Heartbeat> all = impl_->loader.heartbeats(clock);
+  if (impl_->scrubber.started()) all.push_back(impl_->scrubber.heartbeat(clock));
+  return all;
 }
 
 std::vector<VersionInfo> ExpertStore::versions() const {

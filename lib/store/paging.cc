@@ -112,16 +112,20 @@ void ExpertStore::Impl::settle(const Move& m) {
 Status ExpertStore::Impl::acquire(StoreLayer& layer, std::span<const Need> needed, int64_t end_ns,
                                   Wave* held) {
   held->members.reserve(needed.size());
+  bool resident, news = false;
   {
     auto lock = locked();
-    if (lease_all(*this, layer, needed, held)) {
+    resident = lease_all(*this, layer, needed, held);
+    if (resident) {
       paging.hits += static_cast<int64_t>(needed.size());
       SlotClass& slots = classes[layer.routed.slot_class];
       for (size_t i = 0; i < needed.size(); ++i)
         thrash_news = std::max(thrash_news, slots.thrash.used(true, -1, slots.residency->slots()));
-      return {};
+      news = thrash_news != Thrash::News::none;
     }
   }
+  if (news) tell_thrash(layer);
+  if (resident) return {};
   const Clock& clock = services.clock();
   const int64_t start = clock.now_ns();
   const Place place{.layer = layer.spec.layer, .phase = Phase::load};

@@ -168,6 +168,14 @@ Status Residency::take_wave(int32_t layer, const Leases* leases, std::vector<Nee
   }
   pending.resize(kept);
   pin(layer, pending, false);
+  if (!status.ok()) {  // as before
+    for (const Decision& taken : wave) {
+      if (taken.hit) continue;
+      drop({layer, taken.need.expert}, taken.need.version);
+      if (taken.evicted.expert >= 0) add(taken.evicted, taken.evicted_version);
+    }
+    wave.clear();
+  }
   for (const Decision& taken : wave) pin(layer, {&taken.need, 1}, false);
   return status;
 }

@@ -102,6 +102,19 @@ Status ExpertStore::Impl::renew_block(StoreLayer& layer, uint32_t number, const 
   return {};
 }
 
+Status ExpertStore::Impl::start_scrubber() {
+  if (options.scrub_bytes_per_second == 0) return {};
+  if (options.scrub_bytes_per_second < 0)
+    return invalid_argument({}, "scrub_bytes_per_second is {}; it must not be negative",
+                            options.scrub_bytes_per_second);
+  if (device) return Status(StatusCode::unimplemented, "slots on a GPU are not scrubbed yet");
+  constexpr int64_t kPerSecond = 10, kDeadlineNs = 10'000'000'000;
+  const int64_t bytes = std::max<int64_t>(1, options.scrub_bytes_per_second / kPerSecond);
+  return scrubber.start("scrub", 1'000'000'000 / kPerSecond, services.clock(), [this, bytes] {
+    (void)guarded({}, [&] { return scrub(bytes, kDeadlineNs); });  // events and stats() tell
+  });
+}
+
 Result<ScrubReport> ExpertStore::Impl::scrub(int64_t max_bytes, int64_t deadline_ns) {
   constexpr int64_t kDeadlineNs = 600'000'000'000;
   const int64_t end_ns = services.clock().now_ns() + (deadline_ns > 0 ? deadline_ns : kDeadlineNs);

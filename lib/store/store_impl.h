@@ -19,6 +19,7 @@
 #include "store/expert_copy.h"
 #include "store/expert_table.h"
 #include "store/fifo_gate.h"
+#include "store/keeper.h"
 #include "store/loader.h"
 #include "store/residency.h"
 #include "store/slot_pool.h"
@@ -259,6 +260,7 @@ struct ExpertStore::Impl {
   Status shrink(SlotClass& slots, int64_t end_ns);
   Result<ScrubReport> scrub(int64_t max_bytes, int64_t deadline_ns);
   bool intact(CopyRef ref, uint64_t digest, const std::byte* at, size_t bytes);
+  Status start_scrubber();
   Status repair(CopyRef ref, int64_t end_ns);
   bool begin_replacement(CopyRef ref);
   Status replace(CopyRef ref, int64_t end_ns);
@@ -324,7 +326,8 @@ struct ExpertStore::Impl {
   std::vector<Need> pending;
   std::vector<Residency::Decision> wave;
 
-  Loader loader;  // last but the keeper: its threads use everything above
+  Loader loader;  // its threads use everything above
+  Keeper scrubber;
 };
 
 }  // namespace moe
