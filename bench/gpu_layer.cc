@@ -3,7 +3,8 @@
 // inputs and routings, so that L2 does not hold the weights. Random normal weights and rows; every
 // token draws its experts uniformly. Sampled rows are checked against double precision.
 //
-//   gpu_layer [--shapes a,b] [--tokens 1,4] [--format bf16|fp8] [--peers points.csv] [--quick]
+//   gpu_layer [--shapes a,b] [--tokens 1,4] [--format bf16|fp8] [--rows exact|fast]
+//             [--peers points.csv] [--quick]
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -49,6 +50,7 @@ struct Options {
   bool quick = false;  // limits of the H200 instead of measuring them
   std::string peers;
   int32_t size = -1, gather = -1;
+  moe::RowPrecision rows = moe::RowPrecision::automatic;
 };
 
 struct Limits {
@@ -101,7 +103,7 @@ class ShapeBench {
   }
   ~ShapeBench() { cudaStreamDestroy(stream_); }
 
-  void run(int64_t tokens, const Peers& peers, int32_t size, int32_t gather) {
+  void run(int64_t tokens, const Peers& peers, const Options& options) {
     const int layers = tokens <= 64 ? 8 : tokens <= 256 ? 4 : tokens <= 4096 ? 2 : 1;
     Buffer<__nv_bfloat16> hidden(layers * tokens * shape_.hidden);
     Buffer<__nv_bfloat16> out(layers * tokens * shape_.hidden), again(tokens * shape_.hidden);
@@ -115,7 +117,7 @@ class ShapeBench {
     auto layer = [&](int i, __nv_bfloat16* to) {
       LayerArgs args = {};
       args.pool = pool_;
-      args.kernel = &kHopperBf16;
+      args.kernel = &kHopper;
       args.maps = &maps_;
       args.tokens = tokens;
       args.top_k = shape_.top_k;
@@ -124,8 +126,9 @@ class ShapeBench {
       args.out = {to, moe::DType::bf16, shape_.hidden};
       args.workspace = workspace.data();
       args.multiprocessors = multiprocessors_;
-      args.size = size;
-      args.gather = gather;
+      args.size = options.size;
+      args.gather = options.gather;
+      args.rows = options.rows;
       return enqueue_layer(args, stream_);
     };
     cudaGraph_t graph;
@@ -143,8 +146,10 @@ class ShapeBench {
     MOE_CHECK(moe::cuda::test::count_different(out.data(), again.data(), again.size() / 2,
                                                different.data()));
     double distinct = 0;
-    const double error = verify(tokens, hidden, logits, out, layers - 1, &distinct);
-    report(tokens, time, distinct, error, different.host()[0], peers);
+    const double error = verify(tokens, hidden, logits, out, layers - 1, false, &distinct);
+    const double alike =
+        fp8_ ? verify(tokens, hidden, logits, out, layers - 1, true, &distinct) : error;
+    report(tokens, time, distinct, error, alike, different.host()[0], peers);
     MOE_CHECK(cudaGraphExecDestroy(exec));
     MOE_CHECK(cudaGraphDestroy(graph));
   }
@@ -189,9 +194,10 @@ class ShapeBench {
     return times[times.size() / 2];
   }
 
-  // Relative error of sampled rows of layer i against double precision.
+  // Relative error of sampled rows of layer i against double precision; `quantized`: of rows and
+  // activations that were rounded to e4m3.
   double verify(int64_t tokens, const Buffer<__nv_bfloat16>& hidden, const Buffer<float>& logits,
-                const Buffer<__nv_bfloat16>& out, int i, double* distinct) {
+                const Buffer<__nv_bfloat16>& out, int i, bool quantized, double* distinct) {
     Buffer<int32_t> ids(tokens * shape_.top_k);
     Buffer<float> weights(tokens * shape_.top_k);
     MOE_CHECK(launch_topk({.rule = {.candidates = shape_.experts,
@@ -208,6 +214,7 @@ class ShapeBench {
       samples.push_back(s * (tokens - 1) / std::max<int64_t>(count - 1, 1));
     const Buffer<int64_t> rows(samples);
     Buffer<double> scratch(count * shape_.top_k * shape_.intermediate), want(count * shape_.hidden);
+    Buffer<double> widened(quantized ? count * shape_.hidden : 0);
     moe::cuda::test::OracleArgs args = {};
     args.pool = pool_;
     args.hidden = hidden.data() + i * tokens * shape_.hidden;
@@ -218,6 +225,7 @@ class ShapeBench {
     args.num_samples = count;
     args.scratch = scratch.data();
     args.out = want.data();
+    args.rows = quantized ? widened.data() : nullptr;
     MOE_CHECK(moe::cuda::test::oracle(args));
     MOE_CHECK(cudaDeviceSynchronize());
 
@@ -237,7 +245,7 @@ class ShapeBench {
     return std::sqrt(error / norm);
   }
 
-  void report(int64_t tokens, double time, double distinct, double error,
+  void report(int64_t tokens, double time, double distinct, double error, double alike,
               unsigned long long different, const Peers& peers) const {
     const double element = fp8_ ? 1 + 4.0 / (128 * 128) : 2;
     // Expected number of distinct experts, as the peers' figures use.
@@ -255,6 +263,7 @@ class ShapeBench {
     if (peer != peers.end())
       std::printf("%10.1f %5.2f %-18s", peer->second.first, peer->second.first / (time * 1e6),
                   peer->second.second.c_str());
+    if (fp8_) std::printf(" %.1e", alike);
     std::printf(" %.1e %s %.0f TF %.2f TB/s\n", error, different ? "BITS DIFFER" : "same",
                 flops / time * 1e-12, bytes / time * 1e-12);
     std::fflush(stdout);
@@ -292,6 +301,8 @@ Options parse(int argc, char** argv) {
     if (key == "--gather") options.gather = std::stoi(value);
     if (key == "--peers") options.peers = value;
     if (key == "--format") options.fp8 = value == "fp8";
+    if (key == "--rows" && value == "exact") options.rows = moe::RowPrecision::exact;
+    if (key == "--rows" && value == "fast") options.rows = moe::RowPrecision::fast;
     if (key == "--tokens") {
       options.tokens.clear();
       for (const std::string& part : split(value)) options.tokens.push_back(std::stoll(part));
@@ -326,8 +337,7 @@ int main(int argc, char** argv) {
         std::find(options.shapes.begin(), options.shapes.end(), shape.name) == options.shapes.end())
       continue;
     ShapeBench bench(shape, options.fp8, limits);
-    for (const int64_t tokens : options.tokens)
-      bench.run(tokens, peers, options.size, options.gather);
+    for (const int64_t tokens : options.tokens) bench.run(tokens, peers, options);
   }
   return 0;
 }

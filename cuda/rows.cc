@@ -8,7 +8,7 @@ namespace moe {
 namespace {
 
 constexpr ExpertGemmRow kRows[] = {
-    {"cuda-hopper", "wgmma on bf16, fed by the copy engine; rows and sums as bf16 and fp32",
+    {"cuda-hopper", "wgmma on bf16 and fp8 in blocks, fed by the copy engine; fp32 sums",
      DeviceKind::cuda, cuda::hopper_available, cuda::make_hopper_gemm},
     {"cuda-portable", "mma.sync on bf16 from 8.0 on; rows and sums as bf16 and fp32",
      DeviceKind::cuda, cuda::portable_available, cuda::make_portable_gemm},

@@ -14,6 +14,7 @@ class GpuGemm : public ExpertGemm {
  public:
   virtual SlotShape shape(const ExpertSpec& spec) const = 0;
   virtual const GroupedGemmKernel& kernel() const = 0;
+  virtual RowPrecision rows() const = 0;  // what the host accepts
 
   size_t workspace_bytes(const ExpertSpec&, int64_t, int64_t, int) const noexcept override {
     return 0;
@@ -21,7 +22,7 @@ class GpuGemm : public ExpertGemm {
   Status run(const ExpertSpec& spec, const ExpertBatch& batch) const override;
 };
 
-// hopper_gemm.cc: TMA, mbarrier and wgmma, bf16.
+// hopper_gemm.cc: TMA, mbarrier and wgmma, for bf16 and fp8.
 std::unique_ptr<ExpertGemm> make_hopper_gemm(const ExpertGemmOptions& options);
 Status hopper_available();
 

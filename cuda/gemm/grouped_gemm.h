@@ -1,9 +1,9 @@
 // The expert GEMMs on Hopper: for every expert, out rows = its rows times its matrix, transposed.
 //
-// Weights are the M side of the matrix units (128 rows a tile), tokens the N side (8 ... 256),
-// so that an expert with 3 tokens costs 8 columns and not 128. One producer warpgroup fills a ring
-// in shared memory: weights with the copy engine, from the expert's slot; token rows with it too,
-// or with cp.async where they are scattered. Two consumer warpgroups multiply. The grid is
+// Weights are the M side of the matrix units (128 or 256 rows a tile), tokens the N side (8 ...
+// 256), so that an expert with 3 tokens costs 8 columns and not 128. One producer warpgroup fills a
+// ring in shared memory: weights with the copy engine, from the expert's slot; token rows with it
+// too, or with cp.async where they are scattered. Two consumer warpgroups multiply. The grid is
 // persistent; the work list is PermuteArgs::tiles.
 //
 // Tried and lost: scattered rows by the copy engine, a box of one row each: 45 cycles a box, 95
@@ -22,14 +22,25 @@
 
 namespace moe::cuda {
 
-// A kernel's size class: weight rows x most tokens of a tile.
+// What is multiplied. e4m3 weights have a scale per 128 x 128 block, e4m3 rows one per 128 inputs;
+// what the matrix units make of 128 inputs is scaled and added in fp32 outside them.
+enum class Operands : int32_t {
+  bf16,
+  w8a8,   // e4m3 by e4m3, medium and large tiles; an activated output is e4m3 too
+  w8a16,  // e4m3, widened to bf16 in registers, by bf16; small and medium tiles
+};
+
+// A kernel's size class: weight rows x most tokens of a tile. A w8a8 tile is 256 x 128; large ones
+// come in pairs that share token rows.
 enum class TileClass : int32_t {
   small,   // 128 x 32
   medium,  // 128 x 128
-  large,   // 128 x 256 (e4m3: 128)
+  large,   // 128 x 256
 };
 
 struct GroupedGemmArgs {
+  Operands operands = Operands::bf16;
+
   // The matrix of every slot: boxes of kTileRows rows; and where it begins in slot 0.
   CUtensorMap weights;
   const std::byte* weight_base = nullptr;
@@ -39,23 +50,27 @@ struct GroupedGemmArgs {
   const TokenTile* tiles = nullptr;
   const int32_t* tile_count = nullptr;
 
-  // Token rows, bf16 or e4m3: in permuted order, through a map with boxes of token_box() rows or
-  // from row_base[permuted row]; or gathered from row_base[row_index[permuted row]].
+  // Token rows: in permuted order, through a map with boxes of token_box() rows or from
+  // row_base[permuted row]; or, bf16 in tiles that gather, from row_base[row_index[permuted row]].
   CUtensorMap rows;
-  const int32_t* row_index = nullptr;  // null: in order; only if gathers(size)
+  const int32_t* row_index = nullptr;  // null: in order
   const std::byte* row_base = nullptr;
   int64_t row_bytes = 0;  // multiple of 16
 
-  // Block scales; e4m3 only. Weights': in slot 0, and from there by slot_bytes.
-  const float* row_scales = nullptr;  // (rows, scale_blocks(depth))
-  const std::byte* weight_scales = nullptr;
-  const std::byte* bias = nullptr;  // f32 (weight_rows) in slot 0; null: none
+  // Scales. Weights': in slot 0, and from there by slot_bytes.
+  const std::byte* weight_scales = nullptr;  // w8a8, w8a16
+  const float* row_scales = nullptr;         // w8a8: (scale_blocks(depth), row_scale_stride)
+  int64_t row_scale_stride = 0;              // at least the permuted rows
+  const std::byte* bias = nullptr;           // f32 (weight_rows) in slot 0; null: none
   int64_t slot_bytes = 0;
 
-  // bf16, one row a permuted row. Activated: weight_rows / 2 columns.
-  __nv_bfloat16* out = nullptr;
-  int64_t out_stride = 0;  // elements, multiple of 8
+  // One row a permuted row: bf16, or e4m3 in the order of e4m3_column(). Activated: weight_rows / 2
+  // columns.
+  void* out = nullptr;
+  int64_t out_stride = 0;  // elements, multiple of 16 bytes
   int64_t out_columns = 0;
+  float* out_scales = nullptr;  // of e4m3: (scale_blocks(out_columns), out_scale_stride)
+  int64_t out_scale_stride = 0;
 
   // Gate and up rows are interleaved (gemm/layout.h), and activation(gate, up) is what is stored.
   int32_t activated = 0;
@@ -68,8 +83,9 @@ struct GroupedGemmArgs {
 };
 
 inline constexpr int32_t kTileRows = 128;
-constexpr int32_t tile_tokens(TileClass size, bool fp8 = false) {
-  return size == TileClass::small ? 32 : size == TileClass::medium || fp8 ? 128 : 256;
+constexpr int32_t tile_tokens(TileClass size, Operands operands = Operands::bf16) {
+  if (size == TileClass::small) return 32;
+  return size == TileClass::medium || operands != Operands::bf16 ? 128 : 256;
 }
 constexpr int32_t token_box(TileClass size) { return size == TileClass::small ? 8 : 32; }
 constexpr bool gathers(TileClass size) { return size != TileClass::large; }
@@ -86,7 +102,7 @@ constexpr bool choose_gather(int64_t tokens, int32_t top_k, int64_t num_experts)
 }
 
 // What a backend multiplies with. `max_tiles` bounds *tile_count; `multiprocessors` is the
-// device's.
+// device's. cudaErrorInvalidValue for operands and sizes without a kernel.
 struct GroupedGemmKernel {
   cudaError_t (*launch)(TileClass size, const GroupedGemmArgs& args, int64_t max_tiles,
                         int multiprocessors, cudaStream_t stream);
@@ -94,10 +110,18 @@ struct GroupedGemmKernel {
                      // the largest
 };
 
-cudaError_t launch_grouped_gemm_bf16(TileClass size, const GroupedGemmArgs& args, int64_t max_tiles,
-                                     int multiprocessors, cudaStream_t stream);
-cudaError_t launch_grouped_gemm_fp8(TileClass size, const GroupedGemmArgs& args, int64_t max_tiles,
-                                    int multiprocessors, cudaStream_t stream);
-inline constexpr GroupedGemmKernel kHopperBf16 = {launch_grouped_gemm_bf16, true};
+cudaError_t launch_grouped_gemm(TileClass size, const GroupedGemmArgs& args, int64_t max_tiles,
+                                int multiprocessors, cudaStream_t stream);
+inline constexpr GroupedGemmKernel kHopper = {launch_grouped_gemm, true};
+
+// Its kernels, a file each.
+namespace grouped {
+cudaError_t launch_bf16(TileClass size, const GroupedGemmArgs& args, int64_t max_tiles,
+                        int multiprocessors, cudaStream_t stream);
+cudaError_t launch_w8a8(TileClass size, const GroupedGemmArgs& args, int64_t max_tiles,
+                        int multiprocessors, cudaStream_t stream);
+cudaError_t launch_w8a16(TileClass size, const GroupedGemmArgs& args, int64_t max_tiles,
+                         int multiprocessors, cudaStream_t stream);
+}  // namespace grouped
 
 }  // namespace moe::cuda

@@ -1,21 +1,21 @@
 #include "gemm/grouped_gemm.cuh"
 
-namespace moe::cuda {
+namespace moe::cuda::grouped {
 
-cudaError_t launch_grouped_gemm_bf16(TileClass size, const GroupedGemmArgs& args, int64_t max_tiles,
-                                     int multiprocessors, cudaStream_t stream) {
-  using namespace grouped;
-  if (!valid(args)) return cudaErrorInvalidValue;
-  if (max_tiles == 0) return cudaSuccess;
+cudaError_t launch_bf16(TileClass size, const GroupedGemmArgs& args, int64_t max_tiles,
+                        int multiprocessors, cudaStream_t stream) {
   switch (size) {
     case TileClass::small:
-      return launch_size<Element::bf16, TileClass::small>(args, max_tiles, multiprocessors, stream);
-    case TileClass::medium:
-      return launch_size<Element::bf16, TileClass::medium>(args, max_tiles, multiprocessors,
+      return launch_size<Operands::bf16, TileClass::small>(args, max_tiles, multiprocessors,
                                                            stream);
-    default:
-      return launch_size<Element::bf16, TileClass::large>(args, max_tiles, multiprocessors, stream);
+    case TileClass::medium:
+      return launch_size<Operands::bf16, TileClass::medium>(args, max_tiles, multiprocessors,
+                                                            stream);
+    case TileClass::large:
+      return launch_size<Operands::bf16, TileClass::large>(args, max_tiles, multiprocessors,
+                                                           stream);
   }
+  return cudaErrorInvalidValue;
 }
 
-}  // namespace moe::cuda
+}  // namespace moe::cuda::grouped

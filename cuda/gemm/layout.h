@@ -10,6 +10,10 @@
 //   gate_up_bias  (2 * intermediate') f32, rows as in gate_up                      with bias only
 //   down_bias     (hidden) f32                                                     with bias only
 //
+// e4m3 elements lie in columns of their own order within each 16 (e4m3_column()), in which a
+// thread's 32-bit word of a row holds what it multiplies in one step on bf16 rows. Rows quantised
+// to e4m3 lie in the same order.
+//
 // x' is x rounded up to 16 bytes of weights, the copy engine's granule; what is added is zero.
 // blocks(x) = ceil(x / 128). Each section starts at a multiple of 256 bytes, as does a slot.
 #pragma once
@@ -74,6 +78,13 @@ constexpr SlotSections slot_sections(const SlotShape& shape) {
 // The row of gate_up that holds gate row i; its up row is kInterleave below.
 constexpr int64_t gate_row(int64_t i) {
   return i / kInterleave * 2 * kInterleave + i % kInterleave;
+}
+
+// Where column k of a matrix lies in a row of e4m3: byte b of word w of 16 columns is column
+// 2 w + {8, 0, 9, 1}[b].
+constexpr int64_t e4m3_column(int64_t k) {
+  const int64_t at = k % 16;
+  return k - at + at % 8 / 2 * 4 + at % 2 * 2 + (at < 8);
 }
 
 }  // namespace moe::cuda

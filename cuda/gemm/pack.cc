@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/error.h"
+#include "gemm/read_matrix.h"
 #include "gemm/reference.h"
 #include "quant/half.h"
 
@@ -25,6 +26,7 @@ class Packer {
   Packer(const WeightSource& source, int32_t layer, int32_t expert)
       : source_(source), layer_(layer), expert_(expert) {}
 
+  // bf16.
   Status matrix(WeightKind kind, RowOrder order, int64_t rows, int64_t columns, int64_t stride,
                 std::byte* section) {
     const WeightId id{layer_, kind, expert_};
@@ -36,6 +38,20 @@ class Packer {
     for (int64_t i = 0; i < rows; ++i)
       round_row(type, raw_.data() + i * columns * bytes, columns,
                 reinterpret_cast<uint16_t*>(section) + row_in_slot(order, i) * stride);
+    return {};
+  }
+
+  // e4m3; the scales, a row of blocks after the other, into `scales`.
+  Status matrix_fp8(WeightKind kind, RowOrder order, const Format& format, int64_t rows,
+                    int64_t columns, int64_t stride, std::byte* section, std::byte* scales) {
+    MOE_ASSIGN_OR_RETURN(const QuantBuffer from,
+                         read_quantised(source_, {layer_, kind, expert_}, format, rows, columns));
+    for (int64_t i = 0; i < rows; ++i) {
+      const uint8_t* row = from.values.data() + i * columns;
+      std::byte* to = section + row_in_slot(order, i) * stride;
+      for (int64_t k = 0; k < columns; ++k) to[e4m3_column(k)] = static_cast<std::byte>(row[k]);
+    }
+    std::memcpy(scales, from.scales.data(), from.scales.size() * sizeof(float));
     return {};
   }
 
@@ -70,23 +86,34 @@ class Packer {
 }  // namespace
 
 SlotShape slot_shape(const ExpertSpec& spec) {
-  return {spec.hidden, spec.intermediate, 2, spec.bias, spec.gated};
+  const bool fp8 = spec.format.kind == FormatKind::fp8_block;
+  return {spec.hidden, spec.intermediate, fp8 ? 1 : 2, spec.bias, spec.gated};
 }
 
-Status pack_bf16(const ExpertSpec& spec, const WeightSource& source, int32_t layer, int32_t expert,
+Status pack_slot(const ExpertSpec& spec, const WeightSource& source, int32_t layer, int32_t expert,
                  std::byte* slot) {
-  const SlotSections at = slot_sections(slot_shape(spec));
+  const SlotShape shape = slot_shape(spec);
+  const SlotSections at = slot_sections(shape);
   std::memset(slot, 0, static_cast<size_t>(at.bytes));
   Packer packer(source, layer, expert);
   const int64_t rows = spec.intermediate, columns = spec.hidden;
   const RowOrder up = spec.gated ? RowOrder::up : RowOrder::own;
-  std::byte* gate_up = slot + at.gate_up;
+  const int64_t gate_scales =
+      spec.gated ? scale_blocks(rows) * scale_blocks(columns) * int64_t{sizeof(float)} : 0;
+  const auto matrix = [&](WeightKind kind, RowOrder order, int64_t outputs, int64_t inputs,
+                          int64_t stride, int64_t section, int64_t scales) {
+    return shape.element_bytes == 1
+               ? packer.matrix_fp8(kind, order, spec.format, outputs, inputs, stride,
+                                   slot + section, slot + scales)
+               : packer.matrix(kind, order, outputs, inputs, stride, slot + section);
+  };
   if (spec.gated)
-    MOE_RETURN_IF_ERROR(
-        packer.matrix(WeightKind::gate, RowOrder::gate, rows, columns, at.hidden_stride, gate_up));
-  MOE_RETURN_IF_ERROR(packer.matrix(WeightKind::up, up, rows, columns, at.hidden_stride, gate_up));
-  MOE_RETURN_IF_ERROR(packer.matrix(WeightKind::down, RowOrder::own, columns, rows,
-                                    at.intermediate_stride, slot + at.down));
+    MOE_RETURN_IF_ERROR(matrix(WeightKind::gate, RowOrder::gate, rows, columns, at.hidden_stride,
+                               at.gate_up, at.gate_up_scale));
+  MOE_RETURN_IF_ERROR(matrix(WeightKind::up, up, rows, columns, at.hidden_stride, at.gate_up,
+                             at.gate_up_scale + gate_scales));
+  MOE_RETURN_IF_ERROR(matrix(WeightKind::down, RowOrder::own, columns, rows, at.intermediate_stride,
+                             at.down, at.down_scale));
   if (!spec.bias) return {};
   std::byte* bias = slot + at.gate_up_bias;
   if (spec.gated)

@@ -18,6 +18,7 @@ class PortableGemm final : public GpuGemm {
   }
   SlotShape shape(const ExpertSpec& spec) const override { return slot_shape(spec); }
   const GroupedGemmKernel& kernel() const override { return kPortableBf16; }
+  RowPrecision rows() const override { return RowPrecision::exact; }
   SlotLayout layout(const ExpertSpec& spec) const override {
     return {"cuda-bf16", static_cast<size_t>(slot_sections(shape(spec)).bytes),
             static_cast<size_t>(kSlotAlignment)};
@@ -25,7 +26,7 @@ class PortableGemm final : public GpuGemm {
   Status pack(const ExpertSpec& spec, const WeightSource& source, int32_t layer, int32_t expert,
               std::byte* slot) const override {
     return guarded({.layer = layer, .expert = expert, .phase = Phase::load},
-                   [&] { return pack_bf16(spec, source, layer, expert, slot); });
+                   [&] { return pack_slot(spec, source, layer, expert, slot); });
   }
 };
 

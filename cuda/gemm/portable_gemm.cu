@@ -194,8 +194,9 @@ __device__ void write_output(const GroupedGemmArgs& args, const Work& work,
   const int piece = threadIdx.x % kPieces;
   const int64_t column = work.weight_row / (C::kRows / C::kColumns) + piece * 8;
   if (column >= args.out_columns) return;
+  auto* out = static_cast<__nv_bfloat16*>(args.out);
   for (int token = threadIdx.x / kPieces; token < work.rows; token += C::kThreads / kPieces)
-    *reinterpret_cast<uint4*>(args.out + (work.row + token) * args.out_stride + column) =
+    *reinterpret_cast<uint4*>(out + (work.row + token) * args.out_stride + column) =
         *reinterpret_cast<const uint4*>(staging + token * C::kPitch + piece * 16);
 }
 
@@ -247,8 +248,8 @@ cudaError_t launch_size(const GroupedGemmArgs& args, int64_t max_tiles, int mult
 
 cudaError_t launch_portable_gemm_bf16(TileClass size, const GroupedGemmArgs& args,
                                       int64_t max_tiles, int multiprocessors, cudaStream_t stream) {
-  const bool valid = args.depth > 0 && args.depth % 8 == 0 && args.weight_rows > 0 &&
-                     args.out_stride % 8 == 0 && args.out_columns % 8 == 0;
+  const bool valid = args.operands == Operands::bf16 && args.depth > 0 && args.depth % 8 == 0 &&
+                     args.weight_rows > 0 && args.out_stride % 8 == 0 && args.out_columns % 8 == 0;
   if (!valid || size == TileClass::large) return cudaErrorInvalidValue;
   if (max_tiles == 0) return cudaSuccess;
   if (size == TileClass::small)

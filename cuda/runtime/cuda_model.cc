@@ -48,6 +48,7 @@ Status plan_network(const ExpertStore::Impl& store, const Compute& compute, cons
   network->alpha = spec.alpha;
   network->limit = spec.limit;
   network->kernel = &gemm->kernel();
+  network->rows = gemm->rows();
   if (!network->kernel->copy_engine) return {};
   MOE_RETURN_IF_ERROR(check(make_pool_maps(network->pool, maps),
                             "describe a pool of experts to the copy engine",

@@ -14,6 +14,13 @@
 namespace moe::cuda {
 namespace {
 
+// Columns of the GEMMs' rows: hidden, rounded up to what every network reads.
+int64_t width_of(const LayerShape& shape) {
+  const int64_t routed = slot_sections(shape.routed).hidden_stride;
+  return shape.shared.hidden == 0 ? routed
+                                  : std::max(routed, slot_sections(shape.shared).hidden_stride);
+}
+
 // Workspace of one layer; pointers into LayerArgs::workspace. A part that the shape has no use for
 // is empty.
 struct Workspace {
@@ -23,9 +30,11 @@ struct Workspace {
   int32_t* row_of_pair;
   TokenTile* tiles;
   int32_t* tile_count;
-  __nv_bfloat16* activated;  // (pairs, intermediate')
-  __nv_bfloat16* rows;       // (pairs, hidden')
+  __nv_bfloat16* activated;  // (pairs, intermediate'), or in e4m3
+  __nv_bfloat16* rows;       // (pairs, width)
   __nv_bfloat16* gathered;   // the same memory: read before rows is written; its own with waves
+  float* gathered_scales;    // (scale_blocks(hidden), pairs), fp8
+  float* activated_scales;   // (scale_blocks(intermediate), pairs), fp8
 
   ForwardNote* note;
   int32_t* slots;           // (candidates)
@@ -33,18 +42,21 @@ struct Workspace {
   float* per_expert_scale;  // (candidates)
   float* logits;            // (tokens, candidates)
   float* normalized;        // (tokens, hidden)
-  __nv_bfloat16* cast;      // (tokens, hidden')
+  __nv_bfloat16* cast;      // (tokens, width)
 
   TokenTile* shared_tiles;
   int32_t* shared_tile_count;
-  __nv_bfloat16* shared_activated;  // (tokens, intermediate')
-  __nv_bfloat16* shared_rows;       // (tokens, hidden')
+  __nv_bfloat16* shared_activated;  // (tokens, intermediate'), or in e4m3
+  __nv_bfloat16* shared_rows;       // (tokens, width), before that quantised rows
+  float* shared_row_scales;         // (scale_blocks(hidden), tokens), fp8
+  float* shared_activated_scales;   // (scale_blocks(intermediate), tokens), fp8
   float* shared_gate;               // (tokens)
   size_t bytes;
 
   Workspace(std::byte* base, const LayerShape& shape, int64_t tokens, int32_t top_k) {
     const int64_t pairs = tokens * top_k, candidates = shape.num_experts;
     const SlotSections routed = slot_sections(shape.routed);
+    const int64_t width = width_of(shape);
     size_t at = 0;
     auto take = [&](auto** out, int64_t count) {
       *out = reinterpret_cast<std::remove_reference_t<decltype(*out)>>(base + at);
@@ -57,9 +69,11 @@ struct Workspace {
     take(&tiles, max_tiles(pairs, candidates, tile_tokens(TileClass::small)));
     take(&tile_count, 1);
     take(&activated, pairs * routed.intermediate_stride);
-    take(&rows, pairs * routed.hidden_stride);
+    take(&rows, pairs * width);
     gathered = rows;
-    if (shape.paged && shape.weights_on_input) take(&gathered, pairs * routed.hidden_stride);
+    if (shape.paged && shape.weights_on_input) take(&gathered, pairs * width);
+    take(&gathered_scales, scales(shape.routed, shape.routed.hidden, pairs));
+    take(&activated_scales, scales(shape.routed, shape.routed.intermediate, pairs));
 
     const auto if_table = [&](int64_t count) { return shape.from_table ? count : 0; };
     take(&note, if_table(1));
@@ -68,27 +82,54 @@ struct Workspace {
     take(&per_expert_scale, if_table(candidates));
     take(&logits, if_table(tokens * candidates));
     take(&normalized, shape.normalize_input ? tokens * shape.routed.hidden : 0);
-    take(&cast, if_table(tokens * routed.hidden_stride));
+    take(&cast, if_table(tokens * width));
 
     const bool shared = shape.shared.hidden > 0;
     const auto if_shared = [&](int64_t count) { return shared ? count : 0; };
     take(&shared_tiles, if_shared(max_tiles(tokens, 1, tile_tokens(TileClass::small))));
     take(&shared_tile_count, if_shared(1));
     take(&shared_activated, if_shared(tokens * slot_sections(shape.shared).intermediate_stride));
-    take(&shared_rows, if_shared(tokens * routed.hidden_stride));
+    take(&shared_rows, if_shared(tokens * width));
+    take(&shared_row_scales, if_shared(scales(shape.shared, shape.routed.hidden, tokens)));
+    take(&shared_activated_scales,
+         if_shared(scales(shape.shared, shape.shared.intermediate, tokens)));
     take(&shared_gate, if_shared(tokens));
     bytes = at;
   }
+
+ private:
+  // Of rows that meet fp8 weights.
+  static int64_t scales(const SlotShape& shape, int64_t columns, int64_t rows) {
+    return shape.element_bytes == 1 ? scale_blocks(columns) * rows : 0;
+  }
 };
+
+// What the GEMMs of a network multiply, and in which tiles.
+struct Kernels {
+  Operands operands;
+  TileClass size;
+  int32_t tile_tokens() const { return cuda::tile_tokens(size, operands); }
+};
+
+// `plain_rows`: nothing quantises the rows on their way.
+Kernels choose_kernels(const Network& n, TileClass size, bool plain_rows) {
+  const SlotShape& shape = n.pool.shape;
+  if (shape.element_bytes == 2) return {Operands::bf16, size};
+  const bool accepted = n.rows == RowPrecision::fast ||
+                        (n.rows == RowPrecision::automatic && size != TileClass::small);
+  if (accepted && shape.gated && !plain_rows)
+    return {Operands::w8a8, size == TileClass::small ? TileClass::medium : size};
+  return {Operands::w8a16, size == TileClass::large ? TileClass::medium : size};
+}
 
 // One forward: what it was asked for, cut and chosen.
 struct Forward {
   const LayerArgs& args;
   Workspace work;
   int64_t pairs;
-  int64_t width;  // hidden, rounded up: columns of the GEMMs' rows
-  TileClass size;
-  TileClass shared_size;
+  int64_t width;  // columns of the GEMMs' rows
+  Kernels kernels;
+  Kernels shared_kernels;
   bool direct;                // the GEMMs can read args.hidden as it is
   bool fused_choice;          // top-k and permutation are one kernel
   const __nv_bfloat16* rows;  // (tokens, width): what the GEMMs read
@@ -96,16 +137,18 @@ struct Forward {
   explicit Forward(const LayerArgs& a)
       : args(a), work(a.workspace, shape_of(a), a.tokens, a.top_k), pairs(a.tokens * a.top_k) {
     const int64_t experts = a.pool.num_experts, hidden = a.pool.shape.hidden;
-    width = a.pool.sections.hidden_stride;
-    size = a.size >= 0 ? static_cast<TileClass>(a.size)
-                       : choose_tile_class(a.tokens, a.top_k, experts);
+    width = width_of(shape_of(a));
+    TileClass size = a.size >= 0 ? static_cast<TileClass>(a.size)
+                                 : choose_tile_class(a.tokens, a.top_k, experts);
     if (a.paged && !gathers(size)) size = TileClass::medium;
-    shared_size = choose_tile_class(a.tokens, 1, 1);
+    TileClass shared_size = choose_tile_class(a.tokens, 1, 1);
     if (!a.kernel->copy_engine) {
       size = std::min(size, TileClass::medium);
       shared_size = std::min(shared_size, TileClass::medium);
     }
-    direct = a.hidden.type == DType::bf16 && hidden % 8 == 0 && a.hidden.stride == hidden &&
+    kernels = choose_kernels(a, size, a.paged || a.weights_on_input);
+    if (a.shared) shared_kernels = choose_kernels(*a.shared, shared_size, false);
+    direct = a.hidden.type == DType::bf16 && hidden == width && a.hidden.stride == hidden &&
              aligned_by_8(a.hidden);
     fused_choice = a.tokens <= kMaxFusedTokens && !a.ids_in && a.capacity == 0 && !a.paged;
     rows = direct ? static_cast<const __nv_bfloat16*>(a.hidden.data) : work.cast;
@@ -143,7 +186,7 @@ cudaError_t enqueue_begin(const Forward& f, cudaStream_t stream) {
   if (args.shared) {
     begin.shared_tiles = f.work.shared_tiles;
     begin.shared_tile_count = f.work.shared_tile_count;
-    begin.tile_tokens = tile_tokens(f.shared_size);
+    begin.tile_tokens = f.shared_kernels.tile_tokens();
   }
   return launch_begin(begin, stream);
 }
@@ -205,8 +248,8 @@ TopKArgs topk_args(const Forward& f, const float* logits) {
 }
 
 PermuteArgs permute_args(const Forward& f) {
-  return {f.work.ids,   f.args.tokens,       f.args.top_k,     f.args.pool.num_experts,
-          f.slots(),    tile_tokens(f.size), f.work.row_token, f.work.row_of_pair,
+  return {f.work.ids,   f.args.tokens,           f.args.top_k,     f.args.pool.num_experts,
+          f.slots(),    f.kernels.tile_tokens(), f.work.row_token, f.work.row_of_pair,
           f.work.tiles, f.work.tile_count};
 }
 
@@ -227,28 +270,31 @@ cudaError_t enqueue_choice(const Forward& f, cudaStream_t stream) {
 
 // Token rows as the copy engine sees them.
 struct RowMaps {
-  bool gather = false;  // rows are copied into permuted order first
-  CUtensorMap gathered = {}, activated = {};
+  bool copy = false;  // rows are copied into permuted order first
+  CUtensorMap copied = {}, activated = {};
 };
 
-cudaError_t row_map(const void* base, int64_t columns, int64_t count, TileClass size,
+// Rows that `kernels` read: (count, columns).
+cudaError_t row_map(const void* base, int64_t columns, int64_t count, const Kernels& kernels,
                     CUtensorMap* to) {
-  return make_tensor_map(
-      {static_cast<const std::byte*>(base), columns, count, 1, columns * 2, count * columns * 2, 2},
-      token_box(size), to);
+  const int32_t bytes = kernels.operands == Operands::w8a8 ? 1 : 2;
+  return make_tensor_map({static_cast<const std::byte*>(base), columns, count, 1, columns * bytes,
+                          count * columns * bytes, bytes},
+                         token_box(kernels.size), to);
 }
 
 cudaError_t make_row_maps(const Forward& f, RowMaps* out) {
   const LayerArgs& args = f.args;
-  out->gather = args.gather >= 0
-                    ? args.gather
-                    : args.kernel->copy_engine &&
-                          choose_gather(args.tokens, args.top_k, args.pool.num_experts);
-  out->gather = (out->gather && !args.paged) || !gathers(f.size) || args.weights_on_input;
+  const bool pays = args.gather >= 0
+                        ? args.gather
+                        : args.kernel->copy_engine &&
+                              choose_gather(args.tokens, args.top_k, args.pool.num_experts);
+  out->copy = (pays && !args.paged) || !gathers(f.kernels.size) || args.weights_on_input ||
+              f.kernels.operands == Operands::w8a8;
   if (!args.kernel->copy_engine) return cudaSuccess;
-  const cudaError_t error = row_map(f.work.gathered, f.width, f.pairs, f.size, &out->gathered);
+  const cudaError_t error = row_map(f.work.gathered, f.width, f.pairs, f.kernels, &out->copied);
   if (error != cudaSuccess) return error;
-  return row_map(f.work.activated, args.pool.sections.intermediate_stride, f.pairs, f.size,
+  return row_map(f.work.activated, args.pool.sections.intermediate_stride, f.pairs, f.kernels,
                  &out->activated);
 }
 
@@ -260,6 +306,7 @@ GroupedGemmArgs gate_up(const Network& n) {
   gemm.weight_base = n.pool.base + sections.gate_up;
   gemm.weight_rows = (n.pool.shape.gated ? 2 : 1) * sections.intermediate_stride;
   gemm.depth = sections.hidden_stride;
+  gemm.weight_scales = n.pool.base + sections.gate_up_scale;
   if (n.pool.shape.bias) gemm.bias = n.pool.base + sections.gate_up_bias;
   gemm.slot_bytes = n.pool.slot_bytes;
   gemm.out_stride = gemm.out_columns = sections.intermediate_stride;
@@ -271,25 +318,35 @@ GroupedGemmArgs gate_up(const Network& n) {
   return gemm;
 }
 
-GroupedGemmArgs down(const Network& n) {
+GroupedGemmArgs down(const Network& n, int64_t width) {
   const SlotSections& sections = n.pool.sections;
   GroupedGemmArgs gemm = {};
   if (n.maps) gemm.weights = n.maps->down;
   gemm.weight_base = n.pool.base + sections.down;
   gemm.weight_rows = n.pool.shape.hidden;
   gemm.depth = sections.intermediate_stride;
+  gemm.weight_scales = n.pool.base + sections.down_scale;
   if (n.pool.shape.bias) gemm.bias = n.pool.base + sections.down_bias;
   gemm.slot_bytes = n.pool.slot_bytes;
-  gemm.out_stride = gemm.out_columns = sections.hidden_stride;
+  gemm.out_stride = width;
+  gemm.out_columns = sections.hidden_stride;
   gemm.weights_early = 1;
   return gemm;
 }
 
-cudaError_t enqueue_gather(const Forward& f, cudaStream_t stream) {
-  if (!f.args.weights_on_input)
-    return launch_copy_rows(
-        {f.rows, f.work.row_of_pair, f.args.tokens, f.args.top_k, f.width, f.work.gathered},
-        stream);
+cudaError_t enqueue_copy(const Forward& f, cudaStream_t stream) {
+  if (!f.args.weights_on_input) {
+    CopyRowsArgs copy;
+    copy.from = f.rows;
+    copy.row_of_pair = f.work.row_of_pair;
+    copy.tokens = f.args.tokens;
+    copy.top_k = f.args.top_k;
+    copy.hidden = f.width;
+    copy.to = f.work.gathered;
+    if (f.kernels.operands == Operands::w8a8) copy.scales = f.work.gathered_scales;
+    copy.scale_stride = f.pairs;
+    return launch_copy_rows(copy, stream);
+  }
   CastRowsArgs cast;
   cast.from = f.args.hidden;
   cast.tokens = f.args.tokens;
@@ -320,64 +377,95 @@ cudaError_t enqueue_routed(const Forward& f, cudaStream_t stream) {
   RowMaps maps;
   cudaError_t error = make_row_maps(f, &maps);
   if (error == cudaSuccess && !f.fused_choice) error = launch_permute(permute_args(f), stream);
-  if (error == cudaSuccess && maps.gather) error = enqueue_gather(f, stream);
+  if (error == cudaSuccess && maps.copy) error = enqueue_copy(f, stream);
   if (error != cudaSuccess) return error;
 
-  const int64_t tiles = max_tiles(f.pairs, args.pool.num_experts, tile_tokens(f.size));
+  const auto [operands, size] = f.kernels;
+  const int64_t tiles = max_tiles(f.pairs, args.pool.num_experts, f.kernels.tile_tokens());
   GroupedGemmArgs gemm = gate_up(args);
+  gemm.operands = operands;
   gemm.tiles = f.work.tiles;
   gemm.tile_count = f.work.tile_count;
+  gemm.row_scales = f.work.gathered_scales;
+  gemm.row_scale_stride = gemm.out_scale_stride = f.pairs;
   gemm.out = f.work.activated;
-  gemm.rows = maps.gathered;
-  gemm.row_base = reinterpret_cast<const std::byte*>(maps.gather ? f.work.gathered : f.rows);
+  gemm.out_scales = f.work.activated_scales;
+  gemm.rows = maps.copied;
+  gemm.row_base = reinterpret_cast<const std::byte*>(maps.copy ? f.work.gathered : f.rows);
   gemm.row_bytes = f.width * 2;
-  if (!maps.gather) gemm.row_index = f.work.row_token;
-  error = args.kernel->launch(f.size, gemm, tiles, args.multiprocessors, stream);
+  if (!maps.copy) gemm.row_index = f.work.row_token;
+  error = args.kernel->launch(size, gemm, tiles, args.multiprocessors, stream);
   if (error != cudaSuccess) return error;
-  gemm = down(args);
+  gemm = down(args, f.width);
+  gemm.operands = operands;
   gemm.tiles = f.work.tiles;
   gemm.tile_count = f.work.tile_count;
   gemm.rows = maps.activated;
   gemm.row_base = reinterpret_cast<const std::byte*>(f.work.activated);
   gemm.row_bytes = args.pool.sections.intermediate_stride * 2;
+  gemm.row_scales = f.work.activated_scales;
+  gemm.row_scale_stride = f.pairs;
   gemm.out = f.work.rows;
-  return args.kernel->launch(f.size, gemm, tiles, args.multiprocessors, stream);
+  return args.kernel->launch(size, gemm, tiles, args.multiprocessors, stream);
 }
 
 // ---- the shared expert and the sum
 
+// The rows of the shared expert in e4m3.
+cudaError_t enqueue_shared_copy(const Forward& f, cudaStream_t stream) {
+  CopyRowsArgs copy;
+  copy.from = f.rows;
+  copy.tokens = copy.scale_stride = f.args.tokens;
+  copy.hidden = f.width;
+  copy.note = f.note();
+  copy.to = f.work.shared_rows;
+  copy.scales = f.work.shared_row_scales;
+  return launch_copy_rows(copy, stream);
+}
+
 cudaError_t enqueue_shared(const Forward& f, cudaStream_t stream) {
   const SharedNetwork& shared = *f.args.shared;
+  const auto [operands, size] = f.shared_kernels;
   const int64_t tokens = f.args.tokens;
   const int64_t intermediate = shared.pool.sections.intermediate_stride;
+  const bool copy = operands == Operands::w8a8;
   CUtensorMap rows = {}, activated = {};
   cudaError_t error = cudaSuccess;
-  if (shared.kernel->copy_engine) error = row_map(f.rows, f.width, tokens, f.shared_size, &rows);
+  if (shared.kernel->copy_engine)
+    error = row_map(copy ? f.work.shared_rows : f.rows, f.width, tokens, f.shared_kernels, &rows);
   if (shared.kernel->copy_engine && error == cudaSuccess)
-    error = row_map(f.work.shared_activated, intermediate, tokens, f.shared_size, &activated);
+    error = row_map(f.work.shared_activated, intermediate, tokens, f.shared_kernels, &activated);
   if (error == cudaSuccess && shared.gated_by_row)
     error = launch_shared_gate(
         {f.args.hidden, tokens, f.args.pool.shape.hidden, f.work.note, f.work.shared_gate}, stream);
+  if (error == cudaSuccess && copy) error = enqueue_shared_copy(f, stream);
   if (error != cudaSuccess) return error;
 
-  const int64_t tiles = max_tiles(tokens, 1, tile_tokens(f.shared_size));
+  const int64_t tiles = max_tiles(tokens, 1, f.shared_kernels.tile_tokens());
   GroupedGemmArgs gemm = gate_up(shared);
+  gemm.operands = operands;
   gemm.tiles = f.work.shared_tiles;
   gemm.tile_count = f.work.shared_tile_count;
   gemm.rows = rows;
   gemm.row_base = reinterpret_cast<const std::byte*>(f.rows);
   gemm.row_bytes = f.width * 2;
+  gemm.row_scales = f.work.shared_row_scales;
+  gemm.row_scale_stride = gemm.out_scale_stride = tokens;
   gemm.out = f.work.shared_activated;
-  error = shared.kernel->launch(f.shared_size, gemm, tiles, f.args.multiprocessors, stream);
+  gemm.out_scales = f.work.shared_activated_scales;
+  error = shared.kernel->launch(size, gemm, tiles, f.args.multiprocessors, stream);
   if (error != cudaSuccess) return error;
-  gemm = down(shared);
+  gemm = down(shared, f.width);
+  gemm.operands = operands;
   gemm.tiles = f.work.shared_tiles;
   gemm.tile_count = f.work.shared_tile_count;
   gemm.rows = activated;
   gemm.row_base = reinterpret_cast<const std::byte*>(f.work.shared_activated);
   gemm.row_bytes = intermediate * 2;
+  gemm.row_scales = f.work.shared_activated_scales;
+  gemm.row_scale_stride = tokens;
   gemm.out = f.work.shared_rows;
-  return shared.kernel->launch(f.shared_size, gemm, tiles, f.args.multiprocessors, stream);
+  return shared.kernel->launch(size, gemm, tiles, f.args.multiprocessors, stream);
 }
 
 cudaError_t enqueue_sum(const Forward& f, cudaStream_t stream) {
@@ -409,7 +497,6 @@ cudaError_t enqueue_sum(const Forward& f, cudaStream_t stream) {
 }
 
 bool valid(const LayerArgs& args) {
-  if (args.pool.shape.element_bytes != 2) return false;
   if (args.reader) return true;
   const bool extras = args.shared || args.capacity > 0 || args.ids_in || args.weights_on_input;
   return !extras && args.logits.type == DType::f32 && Forward(args).direct;

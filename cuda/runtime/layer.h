@@ -10,6 +10,7 @@
 
 #include "gemm/grouped_gemm.h"
 #include "gemm/layout.h"
+#include "moe/expert_gemm.h"
 #include "router/select.h"
 #include "runtime/note.h"
 #include "runtime/rows.h"
@@ -41,6 +42,7 @@ struct Network {
   const PoolMaps* maps = nullptr;  // host memory, read during the call; null: no copy engine
   int32_t activation = 0;          // moe::Activation
   float alpha = 0, limit = 0;
+  RowPrecision rows = RowPrecision::automatic;  // what e4m3 weights may be multiplied by
 };
 
 // The expert that sees every row.

@@ -1,9 +1,12 @@
-// One warpgroup's matrix product: D (64, N) += A (64, k) * B (N, k)^T, fp32 accumulators, both
-// operands in shared memory (matrix_descriptor of runtime/ptx.cuh). k is 32 bytes of a row: 16
-// bf16 or 32 e4m3. N is the token side; the list below is every N that the kernels use.
+// One warpgroup's matrix product: D (64, N) += A (64, k) * B (N, k)^T, fp32 accumulators. B lies in
+// shared memory (matrix_descriptor of runtime/ptx.cuh), A too or, in bf16, in registers. k is 32
+// bytes of a row: 16 bf16 or 32 e4m3. N is the token side; the list below is every N that the
+// kernels use.
 //
 // A thread holds d[4 j + {0, 1}] = row lane / 4, columns 8 j + 2 (lane % 4) + {0, 1}, and
 // d[4 j + {2, 3}] = the same columns 8 rows below; warp w of the warpgroup has rows 16 w ...
+// In registers, a[0] = row lane / 4, columns 2 (lane % 4) + {0, 1}; a[1] = the same 8 rows below;
+// a[2] and a[3] = the same as these 8 columns on.
 #pragma once
 
 #include <cstdint>
@@ -14,6 +17,8 @@ enum class Element : int { bf16, e4m3 };
 
 template <int kN>
 struct Wgmma;
+template <int kN>
+struct WgmmaRegisters;  // A in registers
 
 // clang-format off
 #define MOE_D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
@@ -36,6 +41,18 @@ struct Wgmma;
                      "wgmma.mma_async.sync.aligned.m64n" #N "k32.f32.e4m3.e4m3 {" REGISTERS     \
                      "}, " A ", " B ", p, 1, 1;}"                                               \
                      : __VA_ARGS__ : "l"(a), "l"(b), "r"(add));                                 \
+    }                                                                                           \
+  };
+
+#define MOE_WGMMA_REGISTERS(N, REGISTERS, A, B, P, ...)                                         \
+  template <>                                                                                   \
+  struct WgmmaRegisters<N> {                                                                    \
+    __device__ static inline void run(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b,    \
+                                      int add) {                                                \
+      asm volatile("{.reg .pred p; setp.ne.b32 p, " P ", 0;"                                    \
+                   "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" REGISTERS       \
+                   "}, {" A "}, " B ", p, 1, 1, 0;}"                                            \
+                   : __VA_ARGS__ : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add)); \
     }                                                                                           \
   };
 
@@ -89,6 +106,20 @@ MOE_WGMMA(240, MOE_Q0 ", " MOE_Q32 ", " MOE_Q64 ", " MOE_R96 ", " MOE_R104 ", " 
 MOE_WGMMA(256, MOE_Q0 ", " MOE_Q32 ", " MOE_Q64 ", " MOE_Q96, "%128", "%129", "%130",
           MOE_D32(0), MOE_D32(32), MOE_D32(64), MOE_D32(96))
 
+MOE_WGMMA_REGISTERS(8, "%0, %1, %2, %3", "%4, %5, %6, %7", "%8", "%9",
+                    MOE_D4(0))
+MOE_WGMMA_REGISTERS(16, MOE_R0, "%8, %9, %10, %11", "%12", "%13",
+                    MOE_D8(0))
+MOE_WGMMA_REGISTERS(32, MOE_R0 ", " MOE_R8, "%16, %17, %18, %19", "%20", "%21",
+                    MOE_D8(0), MOE_D8(8))
+MOE_WGMMA_REGISTERS(64, MOE_Q0, "%32, %33, %34, %35", "%36", "%37",
+                    MOE_D32(0))
+MOE_WGMMA_REGISTERS(96, MOE_Q0 ", " MOE_R32 ", " MOE_R40, "%48, %49, %50, %51", "%52", "%53",
+                    MOE_D32(0), MOE_D8(32), MOE_D8(40))
+MOE_WGMMA_REGISTERS(128, MOE_Q0 ", " MOE_Q32, "%64, %65, %66, %67", "%68", "%69",
+                    MOE_D32(0), MOE_D32(32))
+
+#undef MOE_WGMMA_REGISTERS
 #undef MOE_WGMMA
 #undef MOE_D32
 #undef MOE_D8

@@ -20,9 +20,17 @@ namespace moe {
 
 // How exact the rows are when they meet the weights: the A of W8A8.
 enum class RowPrecision : int32_t {
-  automatic,  // int8, int4: rows in int8, a scale per 32 inputs; bf16 rows as are (AMX); or `exact`
-  exact,      // f32 on the CPU; bf16 on a GPU, whose matrix units take no more
-  fast,       // as automatic, but bf16 weights may meet rows rounded to bf16 (AMX too)
+  // int8 and int4 weights meet rows in int8 with a scale per 32 inputs; bf16 weights bf16 rows as
+  // they are (AMX). On a GPU, fp8 weights meet rows in e4m3 with a scale per 128 inputs (W8A8)
+  // where a batch has several rows an expert. Others `exact`.
+  automatic,
+
+  // f32 on the CPU; bf16 on a GPU, whose matrix units take no more.
+  exact,
+
+  // As automatic, but bf16 weights may meet rows rounded to bf16 (AMX too), and fp8 ones meet e4m3
+  // in every batch whose experts are gated and resident.
+  fast,
 };
 
 // What a backend may choose from when it is made.

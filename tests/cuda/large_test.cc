@@ -49,7 +49,7 @@ double error_of(const Problem& p) {
 
   LayerArgs args = {};
   args.pool = pool;
-  args.kernel = &kHopperBf16;
+  args.kernel = &kHopper;
   args.maps = &maps;
   args.tokens = p.tokens;
   args.top_k = p.top_k;

@@ -7,7 +7,7 @@
 #include <thread>
 
 #include "catch.h"
-#include "cuda/host.h"
+#include "cuda/pair.h"
 #include "cuda/plain_bf16.h"
 #include "moe/moe.h"
 #include "store/store_impl.h"
@@ -19,7 +19,6 @@ using namespace moe::cuda::test;
 using moe::test::Random;
 using moe::test::RandomModel;
 using moe::test::skip;
-using HostRows = moe::test::Rows;
 
 // ---- goldens
 
@@ -83,7 +82,13 @@ void run_block(const WeightSource& source, Model& model, Context& context, int32
   }
 }
 
-void run_folder(const std::string& folder, int families, const char* gemm = "") {
+struct Bound {
+  double error = 1e-2;
+  double plain = 2;  // times the error of plain bf16
+};
+
+void run_folder(const std::string& folder, int families, ModelOptions options = {},
+                Bound bound = {}) {
   if (!have_gpu()) return skip(kNoGpu);
   if (!test::have_shared()) return skip("goldens: the folder of --shared is absent");
   const OwnStream stream;
@@ -94,7 +99,8 @@ void run_folder(const std::string& folder, int families, const char* gemm = "") 
     const std::string name = entry.path().filename().string();
     INFO(name);
     const Checkpoint source = must(Checkpoint::open(entry.path().string()));
-    Model model = must(Model::load(entry.path().string(), {.device = kGpu, .gemm = gemm}));
+    options.device = kGpu;
+    Model model = must(Model::load(entry.path().string(), options));
     Context context = must(Context::create(model, {.stream = cuda_stream(stream.stream)}));
     const Golden golden(entry.path() / "golden.safetensors");
     GoldenRun run;
@@ -114,49 +120,13 @@ void run_folder(const std::string& folder, int families, const char* gemm = "") 
     std::printf("golden %s/%s: %d blocks, error %.2e, plain bf16 %.2e\n", folder.c_str(),
                 name.c_str(), run.blocks, run.error.relative(), run.plain.relative());
     CHECK(run.blocks >= 3);
-    CHECK(run.error.relative() < 1e-2);
-    CHECK(run.error.relative() < 2 * run.plain.relative());
+    CHECK(run.error.relative() < bound.error);
+    CHECK(run.error.relative() < bound.plain * run.plain.relative());
   }
   CHECK(seen == families);
 }
 
 // ---- the CPU beside the GPU
-
-// One source, both models.
-struct Pair {
-  explicit Pair(const WeightSource& source, ModelOptions options = {})
-      : cpu(must(Model::create(source))), gpu(must(Model::create(source, on_gpu(options)))) {}
-  static ModelOptions on_gpu(ModelOptions options) {
-    options.device = kGpu;
-    return options;
-  }
-  Model cpu, gpu;
-};
-
-// The routing of both is the CPU's, so that ties in the logits do not matter.
-double run_both(Pair& models, int32_t layer, const HostRows& hidden, DType out_type,
-                ForwardOptions options, Random& random, cudaStream_t stream) {
-  const LayerSpec spec = must(models.cpu.layer(layer));
-  const int64_t tokens = hidden.shape[0];
-  const int32_t top_k = options.top_k > 0 ? options.top_k : spec.router.top_k;
-  HostRows want(random, tokens, spec.hidden(), out_type, random.between(0, 9));
-  const DeviceRows in(hidden), out(want);
-  std::vector<int32_t> ids(static_cast<size_t>(tokens * top_k));
-  std::vector<float> weights(ids.size());
-  Routing routing{tokens, top_k, ids.data(), weights.data()};
-  ForwardOptions on_cpu = options;
-  on_cpu.routing_out = &routing;
-  must(models.cpu.forward(layer, hidden.view(), want.mutable_view(), on_cpu));
-
-  const Buffer<int32_t> device_ids(ids);
-  const Buffer<float> device_weights(weights);
-  Routing device_routing{tokens, top_k, device_ids.data(), device_weights.data()};
-  options.routing_in = &device_routing;
-  Context context = must(Context::create(models.gpu, {.stream = cuda_stream(stream)}));
-  must(models.gpu.forward(context, layer, in.view(), out.mutable_view(), options));
-  MOE_CHECK(cudaStreamSynchronize(stream));
-  return distance(out.host(), want, tokens);
-}
 
 DType any_type(Random& random) { return random.one_of({DType::f32, DType::bf16, DType::f16}); }
 
@@ -166,7 +136,14 @@ TEST_CASE("goldens/a on the GPU", "[cuda][golden][mission-2][mission-3]") { run_
 TEST_CASE("goldens/b on the GPU", "[cuda][golden][mission-2][mission-3]") { run_folder("b", 19); }
 TEST_CASE("goldens/c on the GPU", "[cuda][golden]") { run_folder("c", 10); }
 TEST_CASE("goldens/a by the portable kernels", "[cuda][golden]") {
-  run_folder("a", 19, "cuda-portable");
+  run_folder("a", 19, {.gemm = "cuda-portable"});
+}
+TEST_CASE("goldens/fp8-0 and fp8-1 on the GPU", "[cuda][golden][mission-3][mission-41]") {
+  for (const char* folder : {"fp8-0", "fp8-1"}) {
+    run_folder(folder, 2, {.gemm_options = {.rows = RowPrecision::exact}});
+    run_folder(folder, 2, {.gemm_options = {.rows = RowPrecision::automatic}}, {7e-2, 1e9});
+    run_folder(folder, 2, {.gemm_options = {.rows = RowPrecision::fast}}, {7e-2, 1e9});
+  }
 }
 
 TEST_CASE("forward on the GPU equals the CPU on random layers", "[cuda][mission-138]") {

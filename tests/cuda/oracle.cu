@@ -44,11 +44,14 @@ __global__ void fill_section(const Section s) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
        i < s.rows * s.stride; i += step) {
-    const bool zero = i % s.stride >= s.columns || padding_row(s, i / s.stride);
+    const int64_t row = i / s.stride, column = i % s.stride;
+    const bool zero = column >= s.columns || padding_row(s, row);
     const float value = zero ? 0.0f : s.scale * normal(s.seed, i);
     if (s.bytes == 4) reinterpret_cast<float*>(s.base)[i] = value;
     if (s.bytes == 2) reinterpret_cast<__nv_bfloat16*>(s.base)[i] = __float2bfloat16(value);
-    if (s.bytes == 1) reinterpret_cast<__nv_fp8_e4m3*>(s.base)[i] = __nv_fp8_e4m3(value);
+    if (s.bytes == 1)
+      reinterpret_cast<__nv_fp8_e4m3*>(s.base)[row * s.stride + e4m3_column(column)] =
+          __nv_fp8_e4m3(value);
   }
 }
 
@@ -64,10 +67,11 @@ struct Reader {
   const std::byte* slot;
 
   __device__ double at(int64_t offset, int64_t row, int64_t stride, int64_t column) const {
-    const std::byte* p = slot + offset + (row * stride + column) * pool.shape.element_bytes;
+    const std::byte* p = slot + offset;
     if (pool.shape.element_bytes == 2)
-      return __bfloat162float(*reinterpret_cast<const __nv_bfloat16*>(p));
-    return static_cast<float>(*reinterpret_cast<const __nv_fp8_e4m3*>(p));
+      return __bfloat162float(reinterpret_cast<const __nv_bfloat16*>(p)[row * stride + column]);
+    return static_cast<float>(
+        reinterpret_cast<const __nv_fp8_e4m3*>(p)[row * stride + e4m3_column(column)]);
   }
   __device__ double f32(int64_t offset, int64_t index) const {
     return reinterpret_cast<const float*>(slot + offset)[index];
@@ -121,7 +125,8 @@ __global__ void oracle_up(const OracleArgs args) {
                        args.pool.base + args.pool.slot_of_expert[id] * args.pool.slot_bytes};
   double g = 0, u = 0;
   for (int64_t c = threadIdx.x % 32; c < shape.hidden; c += 32) {
-    const double x = __bfloat162float(args.hidden[token * shape.hidden + c]);
+    const double x = args.rows ? args.rows[blockIdx.z * shape.hidden + c]
+                               : __bfloat162float(args.hidden[token * shape.hidden + c]);
     g += x * weights.gate_up(false, i, c);
     u += x * weights.gate_up(true, i, c);
   }
@@ -133,6 +138,33 @@ __global__ void oracle_up(const OracleArgs args) {
   if (threadIdx.x % 32 == 0)
     args.scratch[(blockIdx.z * args.top_k + blockIdx.y) * shape.intermediate + i] =
         activate(args, g, u);
+}
+
+// What a group of up to 128 values is in e4m3 (quant/e4m3.cuh). One thread.
+__device__ void requantize(double* values, int64_t count) {
+  float amax = 0x1p-100f;
+  for (int64_t i = 0; i < count; ++i) amax = fmaxf(amax, fabsf(static_cast<float>(values[i])));
+  const float scale = amax * (1.0f / 448.0f), inverse = 1.0f / scale;
+  for (int64_t i = 0; i < count; ++i)
+    values[i] =
+        double(scale) * static_cast<float>(__nv_fp8_e4m3(static_cast<float>(values[i]) * inverse));
+}
+
+// A thread a group of 128 columns of a (rows, columns) matrix.
+__global__ void requantize_rows(double* values, int64_t rows, int64_t columns) {
+  const int64_t groups = scale_blocks(columns);
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i >= rows * groups) return;
+  const int64_t first = i % groups * kScaleBlock;
+  requantize(values + i / groups * columns + first,
+             columns - first < kScaleBlock ? columns - first : kScaleBlock);
+}
+
+__global__ void widen_samples(const OracleArgs args) {
+  const int64_t hidden = args.pool.shape.hidden;
+  for (int64_t c = threadIdx.x; c < hidden; c += blockDim.x)
+    args.rows[blockIdx.x * hidden + c] =
+        __bfloat162float(args.hidden[args.samples[blockIdx.x] * hidden + c]);
 }
 
 // blockIdx: (hidden / 8, 1, samples).
@@ -223,7 +255,16 @@ cudaError_t oracle(const OracleArgs& args) {
   const unsigned samples = static_cast<unsigned>(args.num_samples);
   const dim3 up(static_cast<unsigned>((shape.intermediate + 7) / 8), args.top_k, samples);
   const dim3 down(static_cast<unsigned>((shape.hidden + 7) / 8), 1, samples);
+  const auto quantized = [](double* values, int64_t rows, int64_t columns) {
+    const int64_t groups = rows * scale_blocks(columns);
+    requantize_rows<<<static_cast<unsigned>((groups + 127) / 128), 128>>>(values, rows, columns);
+  };
+  if (args.rows) {
+    widen_samples<<<samples, 256>>>(args);
+    quantized(args.rows, samples, shape.hidden);
+  }
   oracle_up<<<up, 256>>>(args);
+  if (args.rows) quantized(args.scratch, samples * args.top_k, shape.intermediate);
   oracle_down<<<down, 256>>>(args);
   return cudaGetLastError();
 }

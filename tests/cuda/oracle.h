@@ -28,6 +28,8 @@ struct OracleArgs {
   int64_t num_samples = 0;
   double* scratch = nullptr;
   double* out = nullptr;
+  // samples * hidden doubles: rows and activations are rounded to e4m3, as w8a8 does. Null: not.
+  double* rows = nullptr;
 };
 cudaError_t oracle(const OracleArgs& args);
 

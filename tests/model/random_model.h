@@ -2,14 +2,18 @@
 #pragma once
 
 #include <cmath>
+#include <cstring>
 #include <deque>
+#include <map>
 #include <random>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "catch.h"
 #include "moe/weights.h"
+#include "quant/formats.h"
 #include "quant/half.h"
 
 namespace moe::test {
@@ -40,22 +44,47 @@ class RandomModel {
     for (const LayerSpec& spec : specs) fill(spec);
   }
   const WeightSource& source() const { return source_; }
+  std::vector<std::byte>& bytes(const WeightId& id) { return *where_.at(key(id)); }
 
  private:
-  void add(const WeightId& id, const Dims& shape, float scale, DType dtype) {
-    const int64_t count = shape.elements();
-    auto& bytes = storage_.emplace_back(static_cast<size_t>(count * bits_of(dtype) / 8));
-    for (int64_t i = 0; i < count; ++i) store_float(dtype, bytes.data(), i, random_.normal(scale));
+  using Key = std::tuple<int32_t, WeightKind, int32_t>;
+  static Key key(const WeightId& id) { return {id.layer, id.kind, id.expert}; }
+
+  std::byte* room(const WeightId& id, const Dims& shape, DType dtype) {
+    auto& bytes = storage_.emplace_back(static_cast<size_t>(shape.elements() * bits_of(dtype) / 8));
+    where_[key(id)] = &bytes;
     const Status status = source_.set(id, {bytes.data(), dtype, shape});
     INFO(status.message());
     REQUIRE(status.ok());
+    return bytes.data();
+  }
+  void add(const WeightId& id, const Dims& shape, float scale, DType dtype) {
+    std::byte* to = room(id, shape, dtype);
+    for (int64_t i = 0; i < shape.elements(); ++i) store_float(dtype, to, i, random_.normal(scale));
+  }
+  // In the expert's own format.
+  void add_matrix(const WeightId& id, const Format& format, const Dims& shape, float scale) {
+    if (format.kind != FormatKind::fp8_block) return add(id, shape, scale, dtype_);
+    std::vector<float> values(static_cast<size_t>(shape.elements()));
+    for (float& value : values) value = random_.normal(scale);
+    QuantBuffer packed(format, shape[0], shape[1]);
+    find_format(format.kind)->encode(values.data(), &packed);
+    std::memcpy(room(id, shape, DType::f8_e4m3), packed.values.data(), packed.values.size());
+    const int place = static_cast<int>(id.kind) - static_cast<int>(WeightKind::gate);
+    const WeightId scales = {id.layer, static_cast<WeightKind>(int(WeightKind::gate_scale) + place),
+                             id.expert};
+    const Dims wanted = scale_shape(format, shape[0], shape[1]);
+    std::byte* to = room(scales, wanted, format.scale);
+    for (int64_t i = 0; i < wanted.elements(); ++i)
+      store_float(format.scale, to, i, packed.scales[static_cast<size_t>(i)]);
   }
   void add_expert(int32_t layer, int32_t expert, const ExpertSpec& e) {
     const float in = 1 / std::sqrt(static_cast<float>(e.hidden));
     const float mid = 1 / std::sqrt(static_cast<float>(e.intermediate));
-    if (e.gated) add({layer, WeightKind::gate, expert}, {e.intermediate, e.hidden}, in, dtype_);
-    add({layer, WeightKind::up, expert}, {e.intermediate, e.hidden}, in, dtype_);
-    add({layer, WeightKind::down, expert}, {e.hidden, e.intermediate}, mid, dtype_);
+    const Dims up = {e.intermediate, e.hidden}, down = {e.hidden, e.intermediate};
+    if (e.gated) add_matrix({layer, WeightKind::gate, expert}, e.format, up, in);
+    add_matrix({layer, WeightKind::up, expert}, e.format, up, in);
+    add_matrix({layer, WeightKind::down, expert}, e.format, down, mid);
     if (!e.bias) return;
     if (e.gated) add({layer, WeightKind::gate_bias, expert}, {e.intermediate}, 0.5f, dtype_);
     add({layer, WeightKind::up_bias, expert}, {e.intermediate}, 0.5f, dtype_);
@@ -75,6 +104,7 @@ class RandomModel {
   Random& random_;
   DType dtype_;
   std::deque<std::vector<std::byte>> storage_;
+  std::map<Key, std::vector<std::byte>*> where_;
 };
 
 inline FormatKind format_of(DType dtype) {
