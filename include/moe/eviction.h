@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -38,6 +39,21 @@ struct ExpertAccess {
   // (experts of the layer): mean over the rows of the router's weight, 0 where it is not known.
   // Empty: not known at all.
   std::span<const float> probabilities;
+};
+
+// What a policy has learnt, as numbers under names of its own, so that another one goes on from
+// there.
+struct PolicyMemory {
+  // One array of them.
+  struct Part {
+    std::string name;            // "uses"
+    std::vector<double> values;  // finite
+
+    friend bool operator==(const Part&, const Part&) = default;
+  };
+  std::vector<Part> parts;  // in the policy's own order
+
+  friend bool operator==(const PolicyMemory&, const PolicyMemory&) = default;
 };
 
 // The resident experts that may go now: not those that the forward still needs, nor leased ones.
@@ -79,6 +95,14 @@ class MOE_API EvictionPolicy {
 
   // A sequence (prompt and answer) is over; the next forward belongs to another.
   virtual void sequence_ended() noexcept;
+
+  // Everything that decides about victims, but for who is resident. A policy that says nothing here
+  // begins anew after a restart. Throws std::bad_alloc.
+  virtual PolicyMemory memory() const;
+
+  // Goes on where the policy of the same name and for the same experts was that gave `memory`; who
+  // is resident stays as it is. invalid_argument, and no change, if it is no such memory.
+  virtual Status restore(const PolicyMemory& memory);
 };
 
 // What the built-in policies are made from.

@@ -50,6 +50,12 @@ Checkpoint& Checkpoint::operator=(Checkpoint&&) noexcept = default;
 Checkpoint::~Checkpoint() = default;
 
 Result<Checkpoint> Checkpoint::open(std::string_view directory, const CheckpointOptions& options) {
+  return Impl::open(directory, options, make_ring);
+}
+
+Result<Checkpoint> Checkpoint::Impl::open(std::string_view directory,
+                                          const CheckpointOptions& options,
+                                          BatchReader::MakeRing make_ring) {
   return guarded({.file = directory, .phase = Phase::open}, [&]() -> Result<Checkpoint> {
     const std::string path(directory);
     MOE_ASSIGN_OR_RETURN(ModelConfig config, read_config(path));
@@ -61,7 +67,7 @@ Result<Checkpoint> Checkpoint::open(std::string_view directory, const Checkpoint
     MOE_ASSIGN_OR_RETURN(Manifest manifest, Manifest::read(path));
     return Checkpoint(std::make_unique<Impl>(path, config.model_type(), std::move(files),
                                              std::move(layers), std::move(manifest),
-                                             options.direct_io));
+                                             options.direct_io, make_ring));
   });
 }
 

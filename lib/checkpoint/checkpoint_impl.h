@@ -16,13 +16,18 @@ namespace moe {
 
 struct Checkpoint::Impl {
   Impl(const std::string& path, std::string_view model_type, TensorDirectory opened,
-       std::vector<LayerTensors> resolved, Manifest digests, bool direct_io)
+       std::vector<LayerTensors> resolved, Manifest digests, bool direct_io,
+       BatchReader::MakeRing make_ring)
       : directory(path),
         family(model_type),
         files(std::move(opened)),
         layers(std::move(resolved)),
         manifest(std::move(digests)),
-        reader(direct_io) {}
+        reader(direct_io, make_ring) {}
+
+  // As Checkpoint::open(); tests bring rings that fail.
+  static Result<Checkpoint> open(std::string_view directory, const CheckpointOptions& options,
+                                 BatchReader::MakeRing make_ring);
 
   std::string directory;
   std::string family;

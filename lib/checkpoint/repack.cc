@@ -4,11 +4,11 @@
 #include <cstring>
 #include <filesystem>
 #include <string>
+#include <unordered_map>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
-#include <absl/container/flat_hash_map.h>
-#include <absl/container/flat_hash_set.h>
 #include <fcntl.h>
 #include <unistd.h>
 #define XXH_INLINE_ALL
@@ -84,7 +84,7 @@ class Planner {
   Status add_layer(const LayerTensors& layer) {
     const int32_t experts = layer.spec().router.num_experts;
     std::vector<std::vector<const Tensor*>> all;
-    absl::flat_hash_map<const Tensor*, uint64_t> users;
+    std::unordered_map<const Tensor*, uint64_t> users;
     std::vector<const Tensor*> shared;  // by several experts
     for (int32_t e = 0; e < experts; ++e) {
       all.push_back(tensors_of(layer, e));
@@ -107,7 +107,7 @@ class Planner {
   }
 
   const Checkpoint::Impl& from_;
-  absl::flat_hash_set<std::string_view> placed_;
+  std::unordered_set<std::string_view> placed_;
   std::vector<Run> runs_;
 };
 

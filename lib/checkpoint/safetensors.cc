@@ -110,6 +110,7 @@ class HeaderParser {
   static constexpr int kMaxDepth = 128;
 
   Status bad_json(simdjson::error_code failure) const {
+    if (failure == simdjson::MEMALLOC) throw std::bad_alloc();
     return refuse_.file(kInvalidHeaderDeserialization, "the header is not valid JSON: {}",
                         simdjson::error_message(failure));
   }

@@ -1,18 +1,19 @@
 #include "checkpoint/shard_list.h"
 
 #include <algorithm>
-#include <filesystem>
+#include <cerrno>
+#include <memory>
 #include <regex>
 #include <set>
-#include <system_error>
+
+#include <dirent.h>
+#include <sys/stat.h>
 
 #include "core/file.h"
 #include "core/json.h"
 
 namespace moe {
 namespace {
-
-namespace fs = std::filesystem;
 
 constexpr std::string_view kSuffix = ".safetensors";
 constexpr std::string_view kSingle = "model.safetensors";
@@ -26,21 +27,25 @@ struct Listing {
   std::string other_weights;  // a file of a format that we do not read, for the message
 };
 
+// By readdir(3): std::filesystem's iterators end the process where memory ends.
 Result<Listing> list(const std::string& directory) {
   const Place place{.file = directory, .phase = Phase::open};
-  std::error_code failure;
-  fs::directory_iterator entry(directory, failure);
-  if (failure == std::errc::not_a_directory)
+  const std::unique_ptr<DIR, int (*)(DIR*)> entries(::opendir(directory.c_str()), ::closedir);
+  if (!entries && errno == ENOTDIR)
     return invalid_argument(place, "{}: not a directory; pass the one that holds config.json",
                             directory);
-  if (failure == std::errc::no_such_file_or_directory)
+  if (!entries && errno == ENOENT)
     return error(StatusCode::not_found, place, "{}: there is no such directory; check the path",
                  directory);
+  if (!entries) return errno_status(errno, "list", directory).at(place);
   Listing listing;
-  for (; !failure && entry != fs::directory_iterator(); entry.increment(failure)) {
-    const std::string name = entry->path().filename().string();
-    std::error_code unknown;
-    if (!entry->exists(unknown)) continue;  // a link into the void
+  errno = 0;
+  while (const dirent* entry = ::readdir(entries.get())) {
+    const std::string name = entry->d_name;
+    struct stat unused;
+    const bool exists = ::fstatat(::dirfd(entries.get()), entry->d_name, &unused, 0) == 0;
+    errno = 0;
+    if (!exists || name == "." || name == "..") continue;  // a link into the void
     if (name == kIndex)
       listing.has_index = true;
     else if (name.ends_with(kSuffix) && name[0] != '.')
@@ -51,7 +56,7 @@ Result<Listing> list(const std::string& directory) {
         name.ends_with(".pth"))
       listing.other_weights = name;
   }
-  if (failure) return errno_status(failure.value(), "list", directory).at(place);
+  if (errno != 0) return errno_status(errno, "list", directory).at(place);
   return listing;
 }
 

@@ -6,9 +6,8 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <unordered_map>
 #include <vector>
-
-#include <absl/container/flat_hash_map.h>
 
 #include "checkpoint/safetensors.h"
 #include "core/batch_reader.h"
@@ -64,7 +63,7 @@ class TensorDirectory {
   std::string path_;
   std::vector<std::unique_ptr<Shard>> shards_;  // sorted by name
   std::vector<Tensor> tensors_;
-  absl::flat_hash_map<std::string_view, const Tensor*> by_name_;
+  std::unordered_map<std::string_view, const Tensor*> by_name_;
   uint64_t bytes_ = 0;
 };
 

@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <numeric>
+#include <unordered_set>
 #include <utility>
 
-#include <absl/container/flat_hash_set.h>
 #include <simdjson.h>
 
 #include "checkpoint/safetensors.h"
@@ -73,7 +73,7 @@ Result<std::string> safetensors_head(const std::vector<SafetensorsEntry>& entrie
   json.begin_object();
   if (!format.empty())
     json.key("__metadata__").begin_object().key("format").value(format).end_object();
-  absl::flat_hash_set<std::string_view> names;
+  std::unordered_set<std::string_view> names;
   uint64_t offset = 0;
   for (const SafetensorsEntry& entry : entries) {
     MOE_RETURN_IF_ERROR(check_name(entry.name));

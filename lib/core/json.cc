@@ -1,8 +1,9 @@
 #include "core/json.h"
 
 #include <cmath>
+#include <new>
+#include <unordered_set>
 
-#include <absl/container/flat_hash_set.h>
 #include <simdjson.h>
 
 #include "core/error.h"
@@ -19,8 +20,11 @@ class JsonBuilder {
   Result<Json> document(std::string_view text) {
     dom::parser parser;
     dom::element root;
-    if (auto failure = parser.parse(simdjson::padded_string(text)).get(root))
-      return refuse("not valid JSON: {}", simdjson::error_message(failure));
+    const simdjson::padded_string padded(text);
+    if (!padded.data()) throw std::bad_alloc();
+    const simdjson::error_code failure = parser.parse(padded).get(root);
+    if (failure == simdjson::MEMALLOC) throw std::bad_alloc();
+    if (failure) return refuse("not valid JSON: {}", simdjson::error_message(failure));
     Json result;
     MOE_RETURN_IF_ERROR(convert(root, 0, &result));
     return result;
@@ -53,7 +57,7 @@ class JsonBuilder {
 
   Status convert(const dom::object& from, int depth, Json* to) {
     auto& members = to->value_.emplace<std::vector<Json::Member>>();
-    absl::flat_hash_set<std::string_view> keys;
+    std::unordered_set<std::string_view> keys;
     for (const auto& [key, value] : from) {
       if (!keys.insert(key).second)
         return refuse("the key {} appears twice in one object", json_quoted(key));

@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <cstring>
+#include <memory>
 #include <new>
 #include <string>
 #include <utility>
@@ -16,14 +17,14 @@ struct Status::Detail {
 
   static const Detail* make(std::string_view message, const Place& place) noexcept {
     try {
-      auto* detail = new Detail;
+      auto detail = std::make_unique<Detail>();
       detail->message = message;
       detail->file = place.file;
       detail->tensor = place.tensor;
       detail->place = place;
       detail->place.file = detail->file;
       detail->place.tensor = detail->tensor;
-      return detail;
+      return detail.release();
     } catch (const std::bad_alloc&) {
       return nullptr;
     }

@@ -18,6 +18,7 @@ class Belady final : public PolicyBase {
         next_(static_cast<size_t>(index().experts())),
         forwards_(static_cast<size_t>(index().experts())),
         order_(0, index().experts()) {
+    keep("next", &next_);
     TraceForwards forwards(trace);
     for (int64_t number = 0; forwards.next(); ++number) {
       for (const int32_t expert : forwards.experts().distinct()) {
@@ -48,7 +49,7 @@ class Belady final : public PolicyBase {
     return node ? node->index : -1;
   }
 
-  std::vector<size_t> next_;                    // (experts): into forwards_
+  std::vector<uint64_t> next_;                  // (experts): into forwards_
   std::vector<std::vector<int64_t>> forwards_;  // (experts): the numbers of those that need it
   VictimHeap<int64_t> order_;
 };

@@ -22,6 +22,8 @@ class HybriMoe final : public PolicyBase {
         top_(static_cast<size_t>(options.hybrimoe_top)),
         scale_(static_cast<size_t>(index().layers()), 1.0),
         score_(static_cast<size_t>(index().experts())) {
+    keep("scale", &scale_);
+    keep("score", &score_);
     int32_t most = 0;
     for (int32_t p = 0; p < index().layers(); ++p) {
       order_.emplace_back(index().first(p), index().experts(p));

@@ -10,7 +10,9 @@ class Lfu final : public PolicyBase {
   explicit Lfu(const EvictionOptions& options)
       : PolicyBase(options),
         uses_(static_cast<size_t>(index().experts())),
-        order_(0, index().experts()) {}
+        order_(0, index().experts()) {
+    keep("uses", &uses_);
+  }
 
   const char* name() const noexcept override { return "lfu"; }
 

@@ -14,7 +14,11 @@ namespace {
 class Llru final : public PolicyBase {
  public:
   explicit Llru(const EvictionOptions& options)
-      : PolicyBase(options), turns_(static_cast<size_t>(index().layers())) {
+      : PolicyBase(options),
+        turns_(static_cast<size_t>(index().layers())),
+        last_turn_(static_cast<size_t>(index().experts())) {
+    keep("turns", &turns_);
+    keep("last_turn", &last_turn_);
     for (int32_t p = 0; p < index().layers(); ++p)
       order_.emplace_back(index().first(p), index().experts(p));
   }
@@ -23,6 +27,7 @@ class Llru final : public PolicyBase {
 
  private:
   uint64_t& turns(int32_t i) { return turns_[static_cast<size_t>(index().position_of(i))]; }
+  uint64_t& last_turn(int32_t i) { return last_turn_[static_cast<size_t>(i)]; }
   VictimHeap<uint64_t>& order(int32_t i) {
     return order_[static_cast<size_t>(index().position_of(i))];
   }
@@ -30,8 +35,12 @@ class Llru final : public PolicyBase {
   void visited(int32_t position, const ExpertAccess&) noexcept override {
     ++turns_[static_cast<size_t>(position)];
   }
-  void used(int32_t i) noexcept override { order(i).update(i, turns(i)); }
-  void add(int32_t i) noexcept override { order(i).insert(i, turns(i)); }
+  void used(int32_t i) noexcept override {
+    last_turn(i) = turns(i);
+    order(i).update(i, turns(i));
+  }
+  void arrived(int32_t i) noexcept override { last_turn(i) = turns(i); }
+  void add(int32_t i) noexcept override { order(i).insert(i, last_turn(i)); }
   void remove(int32_t i) noexcept override { order(i).erase(i); }
 
   int32_t choose(const MayGo& may_go) const noexcept override {
@@ -47,6 +56,7 @@ class Llru final : public PolicyBase {
   }
 
   std::vector<uint64_t> turns_;              // (layers)
+  std::vector<uint64_t> last_turn_;          // (experts): when it was used last, or brought in
   std::vector<VictimHeap<uint64_t>> order_;  // per layer, by the turn of the last use
 };
 

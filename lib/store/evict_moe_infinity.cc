@@ -13,6 +13,9 @@ class MoeInfinity final : public PolicyBase {
         layer_uses_(static_cast<size_t>(index().layers())),
         uses_(static_cast<size_t>(index().experts())),
         uses_ever_(static_cast<size_t>(index().experts())) {
+    keep("layer_uses", &layer_uses_);
+    keep("uses", &uses_);
+    keep("uses_ever", &uses_ever_);
     for (int32_t p = 0; p < index().layers(); ++p)
       order_.emplace_back(index().first(p), index().experts(p));
   }

@@ -27,6 +27,34 @@ class PerLayer final : public EvictionPolicy {
     for (auto& each : policies_) each->sequence_ended();
   }
 
+  // Each layer's arrays, called {layer}/{name}.
+  PolicyMemory memory() const override {
+    PolicyMemory all;
+    for (size_t p = 0; p < policies_.size(); ++p)
+      for (auto& part : policies_[p]->memory().parts)
+        all.parts.push_back({fmt::format("{}/{}", layer_at(p), part.name), std::move(part.values)});
+    return all;
+  }
+
+  Status restore(const PolicyMemory& memory) override {
+    std::vector<PolicyMemory> next(policies_.size()), before;
+    for (const PolicyMemory::Part& part : memory.parts) {
+      size_t p = 0;
+      while (p < next.size() && !part.name.starts_with(fmt::format("{}/", layer_at(p)))) ++p;
+      if (p == next.size())
+        return invalid_argument({}, "no layer of '{}' keeps an array '{}'", name_, part.name);
+      next[p].parts.push_back({part.name.substr(part.name.find('/') + 1), part.values});
+    }
+    for (const auto& policy : policies_) before.push_back(policy->memory());
+    for (size_t p = 0; p < policies_.size(); ++p) {
+      Status status = policies_[p]->restore(next[p]);
+      if (status.ok()) continue;
+      while (p-- > 0) (void)policies_[p]->restore(before[p]);
+      return status;
+    }
+    return {};
+  }
+
   int64_t limit(int32_t layer, int64_t slots) const noexcept override {
     const int32_t position = index_.position(layer);
     if (position < 0) return 0;
@@ -51,6 +79,9 @@ class PerLayer final : public EvictionPolicy {
   }
 
  private:
+  int32_t layer_at(size_t position) const {
+    return index_.id(index_.first(static_cast<int32_t>(position))).layer;
+  }
   EvictionPolicy* policy(int32_t layer) const {
     const int32_t position = index_.position(layer);
     return position < 0 ? nullptr : policies_[static_cast<size_t>(position)].get();

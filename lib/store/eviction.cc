@@ -29,6 +29,12 @@ constexpr EvictionPolicyRow kRows[] = {
 EvictionPolicy::~EvictionPolicy() = default;
 int64_t EvictionPolicy::limit(int32_t, int64_t slots) const noexcept { return slots; }
 void EvictionPolicy::sequence_ended() noexcept {}
+PolicyMemory EvictionPolicy::memory() const { return {}; }
+Status EvictionPolicy::restore(const PolicyMemory& memory) {
+  if (memory.parts.empty()) return {};
+  return invalid_argument({}, "eviction policy '{}' has no memory, but {} arrays were given",
+                          name(), memory.parts.size());
+}
 
 Status validate(std::span<const LayerExperts> layers) {
   if (layers.empty()) return invalid_argument({}, "an eviction policy needs at least one layer");

@@ -7,6 +7,7 @@
 #include <memory>
 #include <span>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "core/error.h"
@@ -21,6 +22,8 @@ class PolicyBase : public EvictionPolicy {
   void inserted(ExpertId id) noexcept final;
   void evicted(ExpertId id) noexcept final;
   ExpertId victim(ExpertId incoming, const EvictionCandidates& candidates) noexcept final;
+  PolicyMemory memory() const final;
+  Status restore(const PolicyMemory& memory) final;
 
  protected:
   // True if the resident with this index may go.
@@ -37,17 +40,25 @@ class PolicyBase : public EvictionPolicy {
 
   explicit PolicyBase(const EvictionOptions& options);
 
+  // Makes an array part of memory(). Constructors call it for all that their keys are made from.
+  using Array = std::variant<std::vector<uint64_t>*, std::vector<double>*, std::vector<bool>*>;
+  void keep(const char* name, Array array) { kept_.push_back({name, array}); }
+
   // A forward begins at the layer in `position`; used() follows for each of its experts.
   virtual void visited(int32_t /*position*/, const ExpertAccess&) noexcept {}
   // Its last use is now. It need not be resident.
   virtual void used(int32_t index) noexcept = 0;
+  // It comes; add() follows.
+  virtual void arrived(int32_t /*index*/) noexcept {}
+  // It is resident from now on, or no longer.
   virtual void add(int32_t index) noexcept = 0;
   virtual void remove(int32_t index) noexcept = 0;
   // The resident that goes first among those that `may_go`, or -1.
   virtual int32_t choose(const MayGo& may_go) const noexcept = 0;
 
   const ExpertIndex& index() const { return index_; }
-  int32_t current() const { return current_; }  // position of the last forward
+  // Position of the last forward.
+  int32_t current() const { return static_cast<int32_t>(now_[kPosition]); }
 
   // When the expert was last used; unique. One that is brought in before its layer asked for it
   // counts as used then.
@@ -55,18 +66,24 @@ class PolicyBase : public EvictionPolicy {
 
   // Layers until the turn of the one in `position` comes, 1 ... layers.
   int32_t distance(int32_t position) const {
-    const int32_t ahead = position - current_;
+    const int32_t ahead = position - current();
     return ahead > 0 ? ahead : ahead + index_.layers();
   }
 
  private:
+  enum { kPosition, kClock };
+  struct Kept {
+    const char* name;
+    Array array;
+  };
+
   ExpertIndex index_;
-  int32_t current_ = 0;
-  uint64_t clock_ = 0;
-  std::vector<uint64_t> last_use_;     // (experts)
-  std::vector<uint64_t> visit_start_;  // (layers): the clock when the layer's last forward began
-  std::vector<bool> resident_;         // (experts)
-  std::vector<bool> missed_;           // (experts): not there when it was used last, nor since
+  std::vector<uint64_t> now_ = {0, 0};  // kPosition, kClock
+  std::vector<uint64_t> last_use_;      // (experts)
+  std::vector<uint64_t> visit_start_;   // (layers): the clock when the layer's last forward began
+  std::vector<bool> resident_;          // (experts)
+  std::vector<bool> missed_;            // (experts): not there when it was used last, nor since
+  std::vector<Kept> kept_;
 };
 
 // Made by `Policy(options)` after the checks that all policies need.

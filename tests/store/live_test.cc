@@ -144,7 +144,7 @@ class LiveRun {
 }  // namespace
 
 TEST_CASE("a live run and the simulator agree on every hit, miss and eviction",
-          "[store][mission-85][mission-86]") {
+          "[store][mission-86][mission-136]") {
   Random random(test::seed());
   const RandomModel weights(layer_specs(), random);
   const RoutingTrace trace = random_trace(random, 240);
@@ -181,7 +181,7 @@ TEST_CASE("a live run and the simulator agree on every hit, miss and eviction",
 }
 
 TEST_CASE("the simulator tells afterwards what a recorded run did",
-          "[store][mission-85][mission-86]") {
+          "[store][mission-86][mission-136]") {
   Random random(test::seed());
   const RandomModel weights(layer_specs(), random);
   const test::TemporaryDirectory folder;

@@ -1,0 +1,214 @@
+// Snapshot files: equal when read back, old or new after any failure or crash, refused when
+// damaged.
+#include "store/snapshot_file.h"
+
+#include <cerrno>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <random>
+#include <sstream>
+
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "catch.h"
+#include "temporary_directory.h"
+
+using namespace moe;
+using moe::test::TemporaryDirectory;
+
+namespace {
+
+using Rng = std::mt19937_64;
+
+StoreSnapshot random_snapshot(Rng& rng) {
+  StoreSnapshot snapshot{.source = "a \"model\"\n\xc3\xa9"};
+  std::normal_distribution<double> normal(0, 1e9);
+  for (int32_t layer = 0; layer < 3; ++layer) {
+    StoreSnapshot::Layer& made =
+        snapshot.layers.emplace_back(StoreSnapshot::Layer{2 * layer, "rows of 16", 4096, {}});
+    for (int e = 0; e < 8; ++e) made.uses.push_back(static_cast<int64_t>(rng() >> 1));
+    for (int32_t e = 0; e < 8; e += 1 + static_cast<int32_t>(rng() % 3))
+      snapshot.residents.push_back({{2 * layer, e}, 1 + static_cast<uint32_t>(rng() % 9), rng()});
+  }
+  StoreSnapshot::Policy policy{"lfu", {0, 2, 4}, {}};
+  for (const char* name : {"now", "uses", "0/score"}) {
+    auto& part = policy.memory.parts.emplace_back(PolicyMemory::Part{name, {}});
+    for (size_t i = rng() % 20; i > 0; --i)
+      part.values.push_back(rng() % 2 ? normal(rng) : static_cast<double>(rng() >> 11));
+  }
+  snapshot.policies.push_back(policy);
+  return snapshot;
+}
+
+// The n-th call of any kind fails, or is `crash`'s to end.
+class FailingCalls final : public FileCalls {
+ public:
+  explicit FailingCalls(int nth, std::function<void()> crash = nullptr)
+      : nth_(nth), crash_(std::move(crash)) {}
+
+  ssize_t write(int descriptor, const void* data, size_t bytes) override {
+    // In pieces, so that there is something between.
+    const size_t piece = std::min<size_t>(bytes, 100);
+    if (!fails()) return FileCalls::write(descriptor, data, piece);
+    FileCalls::write(descriptor, data, piece / 2);
+    return give_up(ENOSPC);
+  }
+  int sync(int descriptor) override { return fails() ? give_up(EIO) : FileCalls::sync(descriptor); }
+  int rename(const char* from, const char* to) override {
+    if (!fails()) return FileCalls::rename(from, to);
+    if (crash_ && after_rename_) FileCalls::rename(from, to);
+    return give_up(EIO);
+  }
+  bool reached() const { return calls_ >= nth_; }
+  void crash_after_rename() { after_rename_ = true; }
+
+ private:
+  bool fails() { return ++calls_ == nth_; }
+  int give_up(int error) {
+    if (crash_) crash_();
+    errno = error;
+    return -1;
+  }
+
+  int nth_, calls_ = 0;
+  bool after_rename_ = false;
+  std::function<void()> crash_;
+};
+
+std::string bytes_of(const std::string& path) {
+  std::ostringstream text;
+  text << std::ifstream(path, std::ios::binary).rdbuf();
+  return text.str();
+}
+
+void write_bytes(const std::string& path, std::string_view bytes) {
+  std::ofstream(path, std::ios::binary) << bytes;
+}
+
+int files_in(const std::string& folder) {
+  return static_cast<int>(std::distance(std::filesystem::directory_iterator(folder), {}));
+}
+
+}  // namespace
+
+TEST_CASE("a snapshot is read as it was written", "[store][mission-108]") {
+  Rng rng(test::seed());
+  const TemporaryDirectory folder;
+  for (int i = 0; i < 50; ++i) {
+    const StoreSnapshot snapshot = random_snapshot(rng);
+    REQUIRE(write_snapshot(snapshot, folder / "s").ok());
+    const auto read = read_snapshot(folder / "s");
+    INFO(read.status().message());
+    REQUIRE(read.ok());
+    CHECK(*read == snapshot);
+  }
+  CHECK(files_in(folder.path()) == 1);
+}
+
+TEST_CASE("the n-th write, sync or rename fails: the old snapshot stays, or the new one is there",
+          "[store][mission-108][mission-93]") {
+  Rng rng(test::seed());
+  const TemporaryDirectory folder;
+  const StoreSnapshot old = random_snapshot(rng), next = random_snapshot(rng);
+  int failed = 0;
+  for (int nth = 1;; ++nth) {
+    REQUIRE(write_snapshot(old, folder / "s").ok());
+    FailingCalls calls(nth);
+    const Status status = write_snapshot(next, folder / "s", &calls);
+    CAPTURE(nth, status.message());
+    CHECK(files_in(folder.path()) == 1);  // no rest of the failed one
+    const auto read = read_snapshot(folder / "s");
+    REQUIRE(read.ok());
+    if (!calls.reached()) {
+      CHECK(status.ok());
+      CHECK(*read == next);
+      break;
+    }
+    ++failed;
+    CHECK((status.code() == StatusCode::resource_exhausted ||
+           status.code() == StatusCode::unavailable));
+    CHECK(status.place().file.starts_with(folder.path()));
+    CHECK((*read == old || *read == next));  // new: only the directory's sync failed
+  }
+  CHECK(failed > 8);
+}
+
+TEST_CASE("a crash at the n-th write, sync or rename leaves the old snapshot or the new one",
+          "[store][mission-108]") {
+  Rng rng(test::seed());
+  const TemporaryDirectory folder;
+  const StoreSnapshot old = random_snapshot(rng), next = random_snapshot(rng);
+  int crashed = 0, seen_old = 0, seen_new = 0;
+  for (const bool after_rename : {false, true})
+    for (int nth = 1;; ++nth) {
+      REQUIRE(write_snapshot(old, folder / "s").ok());
+      const pid_t child = ::fork();
+      REQUIRE(child >= 0);
+      if (child == 0) {
+        FailingCalls calls(nth, [] { ::_exit(42); });
+        if (after_rename) calls.crash_after_rename();
+        ::_exit(write_snapshot(next, folder / "s", &calls).ok() ? 0 : 1);
+      }
+      int state = 0;
+      REQUIRE(::waitpid(child, &state, 0) == child);
+      REQUIRE(WIFEXITED(state));
+      CAPTURE(nth, after_rename);
+      const auto read = read_snapshot(folder / "s");
+      REQUIRE(read.ok());
+      if (WEXITSTATUS(state) == 0) {
+        CHECK(*read == next);
+        break;
+      }
+      REQUIRE(WEXITSTATUS(state) == 42);
+      ++crashed;
+      CHECK((*read == old || *read == next));
+      ++(*read == old ? seen_old : seen_new);
+    }
+  CHECK(crashed > 16);
+  CHECK(seen_old > 0);
+  CHECK(seen_new > 0);
+  // What crashes left behind is in nobody's way.
+  REQUIRE(write_snapshot(old, folder / "s").ok());
+  CHECK(*read_snapshot(folder / "s") == old);
+}
+
+TEST_CASE("a snapshot that was cut, damaged or is none is refused, with what it is",
+          "[store][mission-108][mission-93]") {
+  Rng rng(test::seed());
+  const TemporaryDirectory folder;
+  const std::string path = folder / "s";
+  REQUIRE(write_snapshot(random_snapshot(rng), path).ok());
+  const std::string whole = bytes_of(path);
+  const auto code_of = [&](std::string_view bytes) {
+    write_bytes(path, bytes);
+    const Status status = read_snapshot(path).status();
+    CHECK((status.ok() || status.place().file == path));
+    return status.code();
+  };
+  for (size_t size = 0; size < whole.size(); size += size < 40 ? 1 : 7) {
+    CAPTURE(size);
+    const StatusCode code = code_of(std::string_view(whole).substr(0, size));
+    CHECK(code == (size < 21 ? StatusCode::invalid_argument : StatusCode::data_loss));
+  }
+  for (int i = 0; i < 500; ++i) {
+    std::string flipped = whole;
+    const size_t at = 23 + rng() % (whole.size() - 23);
+    flipped[at] = static_cast<char>(flipped[at] ^ (1 << rng() % 8));
+    CAPTURE(at);
+    // The digest's own digits may change case.
+    if (const StatusCode code = code_of(flipped); code != StatusCode::ok)
+      CHECK(code == StatusCode::data_loss);
+    else
+      CHECK(at > whole.size() - 20);
+  }
+  CHECK(code_of("{}") == StatusCode::invalid_argument);
+  CHECK(code_of("seq,step,layer\n") == StatusCode::invalid_argument);
+  std::string later = whole;
+  later.replace(later.find("moe-store-1"), 11, "moe-store-2");
+  CHECK(code_of(later) == StatusCode::unimplemented);
+  std::filesystem::remove(path);
+  CHECK(read_snapshot(path).status().code() == StatusCode::not_found);
+}
