@@ -66,8 +66,11 @@ Status ExpertStore::Impl::set_expert_memory(size_t bytes, int64_t deadline_ns) {
   MOE_ASSIGN_OR_RETURN(const auto routed, routed_slots(bytes));
   MOE_RETURN_IF_ERROR(start_loader());
   bool less = false;
-  for (size_t c = 0; c < classes.size(); ++c)
-    less = less || (classes[c].residency && routed[c] < classes[c].residency->used());
+  {
+    auto lock = locked();
+    for (size_t c = 0; c < classes.size(); ++c)
+      less = less || (classes[c].residency && routed[c] < classes[c].residency->used());
+  }
   if (less) {
     MOE_RETURN_IF_ERROR(wait_for_old_forwards(end_ns));
     MOE_RETURN_IF_ERROR(sweep(true, end_ns));
