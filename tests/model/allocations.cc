@@ -41,6 +41,9 @@ void* operator new(size_t bytes, std::align_val_t alignment) {
   return or_throw(allocate(bytes, static_cast<size_t>(alignment)));
 }
 void* operator new(size_t bytes, const std::nothrow_t&) noexcept { return allocate(bytes, 0); }
+void* operator new(size_t bytes, std::align_val_t alignment, const std::nothrow_t&) noexcept {
+  return allocate(bytes, static_cast<size_t>(alignment));
+}
 void operator delete(void* memory) noexcept { deallocate(memory); }
 void operator delete(void* memory, size_t) noexcept { deallocate(memory); }
 void operator delete(void* memory, std::align_val_t) noexcept { deallocate(memory); }
