@@ -194,7 +194,7 @@ void check_properties(int clusters) {
 
 TEST_CASE("properties on random clusters", "[placement][mission-67]") { check_properties(2); }
 TEST_CASE("properties on many random clusters", "[placement][mission-67][slow]") {
-  check_properties(12);
+  check_properties(8);
 }
 
 TEST_CASE("auto has no twins and still beats published EPLB, which has", "[placement]") {
