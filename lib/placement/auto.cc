@@ -30,6 +30,12 @@ std::vector<Placement> candidates(const PlacementProblem& problem, Objective obj
   for (Strategy strategy : asked)  // some do not apply to every cluster
     if (Result<Placement> placement = strategy(problem); placement.ok())
       out.push_back(*std::move(placement));
+  if (problem.previous) {  // what would be chosen afresh may be nearer than what starts from there
+    PlacementProblem fresh = problem;
+    fresh.previous = nullptr;
+    if (Result<Placement> placement = place_balanced(fresh); placement.ok())
+      out.push_back(*std::move(placement));
+  }
   return out;
 }
 

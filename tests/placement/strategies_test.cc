@@ -240,15 +240,19 @@ TEST_CASE("auto near a placement in place: as good as any strategy, few moves",
     problem.previous = &previous;
     const Placement near = placed("auto", problem);
     const double value = predicted(problem, near).value;
+    double best = value;
     for (const StrategyRow& row : strategies()) {
       INFO(row.name);
-      REQUIRE(value <= predicted(problem, must(row.place(problem))).value * (1 + 1e-9));
+      const double other = predicted(problem, must(row.place(problem))).value;
+      REQUIRE(value <= other * (1 + 1e-9));
+      best = std::min(best, other);
     }
     const auto moved = [&](const Placement& next) {
       return moved_copies(
           must(plan_transfers(previous, must(preserve_slots(previous, next, cluster)), cluster)));
     };
-    CHECK(moved(near) <= moved(fresh));
+    // Without `previous` it may miss what a strategy finds near it.
+    if (predicted(problem, fresh).value <= best * (1 + 1e-9)) CHECK(moved(near) <= moved(fresh));
   }
 }
 
