@@ -201,4 +201,16 @@ inline Batch make_batch(const Shape& shape, int64_t tokens, uint64_t seed, DType
   return batch;
 }
 
+// `batch` of make_batch() with these arguments, as a backend takes it.
+inline ExpertBatch job_of(Batch& batch, const Shape& shape, int64_t tokens, DType rows,
+                          Executor& executor, const Scratch& scratch) {
+  return {.hidden = {batch.hidden.data(), rows, {tokens, shape.hidden}},
+          .top_k = shape.top_k,
+          .groups = batch.groups,
+          .pairs = batch.pairs.data(),
+          .out = batch.out.data(),
+          .executor = &executor,
+          .workspace = scratch.bytes()};
+}
+
 }  // namespace moe::bench

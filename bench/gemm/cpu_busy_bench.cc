@@ -98,13 +98,7 @@ int main(int argc, char** argv) {
         group.slot = memory.data() + (i % layers * shape->experts + group.expert) * slot;
       const Scratch scratch(
           (*gemm)->workspace_bytes(spec, batch.pairs.size(), batch.groups.size(), 2));
-      const ExpertBatch job{.hidden = {batch.hidden.data(), DType::f32, {1, shape->hidden}},
-                            .top_k = shape->top_k,
-                            .groups = batch.groups,
-                            .pairs = batch.pairs.data(),
-                            .out = batch.out.data(),
-                            .executor = executor->get(),
-                            .workspace = scratch.bytes()};
+      const ExpertBatch job = job_of(batch, *shape, 1, DType::f32, **executor, scratch);
       const double begin = seconds();
       if (!(*gemm)->run(spec, job).ok()) return 1;
       times[is_busy].push_back(1e6 * (seconds() - begin));

@@ -67,13 +67,7 @@ int main(int argc, char** argv) {
         const Scratch scratch(bytes);
         peaks.push_back(fma_gflops(**executor, avx512));
         reads.push_back(read_gbs(**executor, memory));
-        const ExpertBatch job{.hidden = {batch.hidden.data(), rows, {tokens, shape->hidden}},
-                              .top_k = shape->top_k,
-                              .groups = batch.groups,
-                              .pairs = batch.pairs.data(),
-                              .out = batch.out.data(),
-                              .executor = executor->get(),
-                              .workspace = scratch.bytes()};
+        const ExpertBatch job = job_of(batch, *shape, tokens, rows, **executor, scratch);
         const double begin = seconds();
         if (!gemm->run(spec, job).ok()) return 1;
         times[c].push_back(seconds() - begin);

@@ -94,13 +94,7 @@ int main(int argc, char** argv) {
       const Scratch scratch(bytes);
       peaks.push_back(fma_gflops(**executor, avx512));
       reads.push_back(read_gbs(**executor, memory));
-      const ExpertBatch job{.hidden = {batch.hidden.data(), DType::f32, {tokens, shape->hidden}},
-                            .top_k = shape->top_k,
-                            .groups = batch.groups,
-                            .pairs = batch.pairs.data(),
-                            .out = batch.out.data(),
-                            .executor = executor->get(),
-                            .workspace = scratch.bytes()};
+      const ExpertBatch job = job_of(batch, *shape, tokens, DType::f32, **executor, scratch);
       const double begin = seconds();
       if (!gemm->run(spec, job).ok()) return 1;
       times.push_back(seconds() - begin);

@@ -64,6 +64,20 @@ Result<Model> LayerRunner::load(int32_t layer) const {
                                      .progress_argument = &bar});
 }
 
+// CPU: fp32 sums in another order, or what the backend says of itself. GPU: rows and results of the
+// experts are bf16, those of fp8 experts may be e4m3.
+double LayerRunner::tolerance(const ExpertSpec& spec) const {
+  if (device_.kind != DeviceKind::cpu)
+    return spec.format.kind == FormatKind::fp8_block ? 7e-2 : 1e-2;
+  const auto gemm = make_expert_gemm(device_, spec, gemm_);
+  return gemm.ok() ? std::max(1e-5, (*gemm)->error_bound(spec, DType::f32)) : 1e-5;
+}
+
+double LayerRunner::tolerance(const LayerSpec& spec) const {
+  const double routed = tolerance(spec.expert);
+  return spec.shared ? std::max(routed, tolerance(spec.shared->expert)) : routed;
+}
+
 void add_paging(Json& json, const ExpertStoreStats& stats, const RunOptions& options) {
   if (options.expert_memory == 0) return;
   const PagingStats& paging = stats.paging;

@@ -40,7 +40,12 @@ class LayerRunner {
   // A model of that layer alone.
   Result<Model> load(int32_t layer) const;
 
+  // Largest relative Frobenius norm of that model's error on rows in f32.
+  double tolerance(const LayerSpec& spec) const;
+
  private:
+  double tolerance(const ExpertSpec& spec) const;
+
   const Checkpoint& checkpoint_;
   Device device_;
   std::string gemm_;

@@ -14,18 +14,6 @@ namespace moe::cli {
 namespace {
 
 constexpr int kRepetitions = 5;
-// Relative Frobenius norm. CPU: fp32 sums in another order; experts in int8 and int4 round their
-// rows to 8 bits. GPU: rows and results of the experts are bf16, those of fp8 experts may be e4m3.
-double tolerance_of(Device device, FormatKind kind) {
-  if (device.kind != DeviceKind::cpu) return kind == FormatKind::fp8_block ? 7e-2 : 1e-2;
-  return kind == FormatKind::int8 || kind == FormatKind::int4 ? 2e-2 : 1e-5;
-}
-
-double tolerance_of(Device device, const LayerSpec& spec) {
-  const double routed = tolerance_of(device, spec.expert.format.kind);
-  return spec.shared ? std::max(routed, tolerance_of(device, spec.shared->expert.format.kind))
-                     : routed;
-}
 
 struct LayerResult {
   LayerSpec spec;
@@ -104,7 +92,7 @@ Result<LayerResult> run_layer(const Checkpoint& checkpoint, const LayerRunner& r
   if (Status status = time_forward(*model, *spec, batch, recorder); !status.ok()) return status;
 
   LayerResult result{.spec = *spec, .rows = batch.rows, .report = batch.report};
-  result.tolerance = tolerance_of(model->store().device(), *spec);
+  result.tolerance = runner.tolerance(*spec);
   result.expert_rows.resize(static_cast<size_t>(spec->router.candidates()));
   for (const int32_t id : batch.ids)
     if (id >= 0) ++result.expert_rows[static_cast<size_t>(id)];

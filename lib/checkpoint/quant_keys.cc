@@ -11,6 +11,14 @@ constexpr int64_t kMostGroup = int64_t{1} << 20;
 
 }  // namespace
 
+std::optional<int32_t> square_block(const Json* block) {
+  if (!block || block->items().size() != 2) return std::nullopt;
+  const int64_t high = block->items()[0].integer().value_or(0);
+  const int64_t wide = block->items()[1].integer().value_or(0);
+  if (high != wide || high < 1 || high > kMostGroup) return std::nullopt;
+  return static_cast<int32_t>(high);
+}
+
 const Json* QuantKeys::find(std::string_view key) const {
   const Json* value = object_.find(key);
   return value && !value->is_null() ? value : nullptr;

@@ -3,12 +3,16 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 
 #include "core/json.h"
 
 namespace moe {
+
+// [128, 128] as 128; nothing for what is absent or not square.
+std::optional<int32_t> square_block(const Json* block);
 
 class QuantKeys {
  public:

@@ -24,15 +24,6 @@ void check_dynamic(QuantKeys& keys) {
                   "modules that are left out (-:)");
 }
 
-// [128, 128] as 128; nothing for blocks that are not square.
-std::optional<int32_t> square(const Json* block) {
-  if (!block || block->items().size() != 2) return std::nullopt;
-  const int64_t high = block->items()[0].integer().value_or(0);
-  const int64_t wide = block->items()[1].integer().value_or(0);
-  if (high != wide || high < 1 || high > (1 << 20)) return std::nullopt;
-  return static_cast<int32_t>(high);
-}
-
 // "group", "channel" and the like as Format::group.
 int32_t group_of(QuantKeys& keys, const Json& weights) {
   const std::string strategy =
@@ -40,7 +31,7 @@ int32_t group_of(QuantKeys& keys, const Json& weights) {
   if (strategy == "group") return keys.group(0);
   if (strategy == "channel" || strategy == "tensor") return 0;
   if (strategy == "block")
-    if (const auto size = square(weights.find("block_structure"))) return *size;
+    if (const auto size = square_block(weights.find("block_structure"))) return *size;
   keys.refuse("strategy", json_quoted(strategy),
               "group, channel, tensor, or block if it is square");
   return 0;

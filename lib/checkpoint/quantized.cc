@@ -34,22 +34,14 @@ std::string bitsandbytes_name(const Json& config) {
   return "bitsandbytes 8 bit";
 }
 
-// [128, 128] as 128; 0 without one; nothing for blocks that are not square.
-std::optional<int32_t> square_block(const Json* block) {
-  if (!block || block->is_null()) return 0;
-  if (block->items().size() != 2) return std::nullopt;
-  const int64_t high = block->items()[0].integer().value_or(0);
-  const int64_t wide = block->items()[1].integer().value_or(0);
-  if (high != wide || high < 1 || high > (1 << 20)) return std::nullopt;
-  return static_cast<int32_t>(high);
-}
-
 QuantScheme fp8_scheme(QuantKeys& keys, const Json& config) {
   const std::string fmt = keys.text("fmt", "e4m3");
   if (fmt.find("e4m3") == std::string::npos) keys.refuse("fmt", json_quoted(fmt), "e4m3");
-  const std::optional<int32_t> block = square_block(config.find("weight_block_size"));
-  if (!block) keys.refuse("weight_block_size", "not square", "two equal numbers");
-  return {{FormatKind::fp8_block, block.value_or(0)}, Packing::none};
+  const Json* block = config.find("weight_block_size");
+  if (!block || block->is_null()) return {{FormatKind::fp8_block}, Packing::none};
+  const std::optional<int32_t> size = square_block(block);
+  if (!size) keys.refuse("weight_block_size", "not square", "two equal numbers");
+  return {{FormatKind::fp8_block, size.value_or(0)}, Packing::none};
 }
 
 QuantScheme read(QuantKeys& keys, const Json& config) {

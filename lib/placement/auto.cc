@@ -30,12 +30,6 @@ std::vector<Placement> candidates(const PlacementProblem& problem, Objective obj
   for (Strategy strategy : asked)  // some do not apply to every cluster
     if (Result<Placement> placement = strategy(problem); placement.ok())
       out.push_back(*std::move(placement));
-  if (problem.previous) {  // what would be chosen afresh may be nearer than what starts from there
-    PlacementProblem fresh = problem;
-    fresh.previous = nullptr;
-    if (Result<Placement> placement = place_balanced(fresh); placement.ok())
-      out.push_back(*std::move(placement));
-  }
   return out;
 }
 
@@ -57,7 +51,10 @@ class Chooser {
     };
     if (!layer_.previous) return least([](const Choice& c) { return c.value; });
     add(without_twins(layer_, *layer_.previous));
-    if (objective_ == Objective::tokens) add(balance_from_previous(layer_, limit_));
+    if (objective_ == Objective::tokens) {
+      add(balance_from_previous(layer_, limit_));
+      add(balance_from_scratch(layer_.cluster, layer_.usage.tokens));  // may be nearer all the same
+    }
     std::erase_if(choices_, [&](const Choice& c) { return c.value > limit_ * kEqual; });
     return least([&](const Choice& c) { return moved_copies(c.placement); });
   }

@@ -2,10 +2,10 @@
 #include <numeric>
 #include <string>
 
+#include "core/input_file.h"
 #include "core/new_file.h"
 #include "placement/text.h"
 #include "placement/usage_builder.h"
-#include "store/input_file.h"
 
 namespace moe {
 namespace {

@@ -59,8 +59,7 @@ Status ExpertStore::Impl::set_expert_memory(size_t bytes, int64_t deadline_ns) {
   constexpr int64_t kDeadlineNs = 60'000'000'000;
   const int64_t end_ns = services.clock().now_ns() + (deadline_ns > 0 ? deadline_ns : kDeadlineNs);
   const FifoGate::Turn turn(admin, services.clock(), end_ns, schedule);
-  const Status late(StatusCode::deadline_exceeded, "the deadline passed before this call's turn");
-  if (!turn.entered()) return late;
+  MOE_RETURN_IF_ERROR(turn.status());
   if (device)
     return Status(StatusCode::unimplemented, "the budget of a store on a GPU does not move yet");
   MOE_ASSIGN_OR_RETURN(const auto routed, routed_slots(bytes));
@@ -76,7 +75,7 @@ Status ExpertStore::Impl::set_expert_memory(size_t bytes, int64_t deadline_ns) {
     MOE_RETURN_IF_ERROR(sweep(true, end_ns));
   }
   const FifoGate::Turn inner(gate, services.clock(), end_ns, schedule);
-  if (!inner.entered()) return late;
+  MOE_RETURN_IF_ERROR(inner.status());
   std::vector<int64_t> slots_before, limits_before;
   {
     // From now on no forward takes an expert for granted.

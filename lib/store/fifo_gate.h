@@ -7,6 +7,7 @@
 #include <set>
 
 #include "core/wait.h"
+#include "moe/status.h"
 #include "store/schedule.h"
 
 namespace moe {
@@ -25,6 +26,11 @@ class FifoGate {
     Turn(const Turn&) = delete;
     Turn& operator=(const Turn&) = delete;
     bool entered() const { return entered_; }
+    // ok, or deadline_exceeded.
+    Status status() const {
+      if (entered_) return {};
+      return Status(StatusCode::deadline_exceeded, "the deadline passed before this call's turn");
+    }
 
    private:
     FifoGate& gate_;

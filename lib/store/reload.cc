@@ -152,8 +152,7 @@ Status ExpertStore::Impl::rollback(int64_t deadline_ns) {
   const int64_t end_ns =
       services.clock().now_ns() + (deadline_ns > 0 ? deadline_ns : kReloadDeadlineNs);
   const FifoGate::Turn turn(admin, services.clock(), end_ns, schedule);
-  if (!turn.entered())
-    return Status(StatusCode::deadline_exceeded, "the deadline passed before this call's turn");
+  MOE_RETURN_IF_ERROR(turn.status());
   const bool trial = has(&StoreLayer::candidate);
   if (!trial && !has(&StoreLayer::previous))
     return Status(StatusCode::failed_precondition,
@@ -189,8 +188,7 @@ Status ExpertStore::Impl::set_share(double wanted) {
   if (!(wanted >= 0 && wanted <= 1))
     return invalid_argument({}, "share is {}; it must be from 0 to 1", wanted);
   const FifoGate::Turn turn(admin, services.clock(), end_ns, schedule);
-  if (!turn.entered())
-    return Status(StatusCode::deadline_exceeded, "the deadline passed before this call's turn");
+  MOE_RETURN_IF_ERROR(turn.status());
   if (!has(&StoreLayer::candidate))
     return Status(StatusCode::failed_precondition,
                   "no version is being tried; reload with ReloadOptions::share below 1 first");
@@ -205,8 +203,7 @@ Status ExpertStore::Impl::forget_previous(int64_t deadline_ns) {
   const int64_t end_ns =
       services.clock().now_ns() + (deadline_ns > 0 ? deadline_ns : kReloadDeadlineNs);
   const FifoGate::Turn turn(admin, services.clock(), end_ns, schedule);
-  if (!turn.entered())
-    return Status(StatusCode::deadline_exceeded, "the deadline passed before this call's turn");
+  MOE_RETURN_IF_ERROR(turn.status());
   MOE_RETURN_IF_ERROR(wait_for_old_forwards(end_ns));
   {
     auto lock = locked();

@@ -6,7 +6,7 @@
 #include <set>
 
 #include "core/error.h"
-#include "store/input_file.h"
+#include "core/input_file.h"
 #include "store/trace_check.h"
 
 namespace moe {

@@ -10,6 +10,7 @@
 
 #include "catch.h"
 #include "moe/moe.h"
+#include "relative_error.h"
 #include "temporary_directory.h"
 
 using namespace moe;
@@ -37,15 +38,6 @@ struct Golden {
   }
   bool has(const std::string& name) const { return tensors.count(name) > 0; }
 };
-
-double relative_error(const std::vector<float>& got, const std::vector<float>& wanted) {
-  double difference = 0, norm = 0;
-  for (size_t i = 0; i < wanted.size(); ++i) {
-    difference += std::pow(static_cast<double>(got[i]) - wanted[i], 2);
-    norm += std::pow(static_cast<double>(wanted[i]), 2);
-  }
-  return std::sqrt(difference / norm);
-}
 
 // One row's choice as expert -> weight; places without an expert are left out.
 std::map<int64_t, float> choice(const auto* ids, const float* weights, int64_t top_k) {
@@ -76,7 +68,7 @@ void compare_block(Model& model, int32_t layer, const Golden& golden, const std:
                     {out.data(), DType::f32, {rows, hidden}}, {.routing_out = &routing});
   INFO(status.message());
   REQUIRE(status.ok());
-  CHECK(relative_error(out, wanted) < 2e-6);
+  CHECK(test::relative_error(out, wanted) < 2e-6);
   ++blocks.compared;
 
   if (!golden.has(routing_prefix + "topk_ids")) return;

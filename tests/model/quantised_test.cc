@@ -7,15 +7,16 @@
 #include <fstream>
 #include <map>
 #include <set>
-#include <sstream>
 #include <string>
 #include <vector>
 
 #include <fmt/format.h>
 
 #include "catch.h"
+#include "checkpoint/files.h"
 #include "moe/moe.h"
 #include "random_model.h"
+#include "relative_error.h"
 #include "temporary_directory.h"
 
 using namespace moe;
@@ -52,22 +53,6 @@ std::vector<float> forward(const std::string& path, const ModelOptions& options,
   return out;
 }
 
-double relative_error(const std::vector<float>& got, const std::vector<float>& wanted) {
-  double difference = 0, norm = 0;
-  for (size_t i = 0; i < wanted.size(); ++i) {
-    difference += std::pow(static_cast<double>(got[i]) - wanted[i], 2);
-    norm += std::pow(static_cast<double>(wanted[i]), 2);
-  }
-  return std::sqrt(difference / norm);
-}
-
-std::string read_text(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::stringstream text;
-  text << file.rdbuf();
-  return text.str();
-}
-
 // A copy of one of the checkpoints whose tensors and config.json a test may spoil.
 class Spoiled {
  public:
@@ -78,7 +63,7 @@ class Spoiled {
   };
 
   explicit Spoiled(const std::string& name)
-      : config(read_text(quantised_checkpoints() + "/" + name + "/config.json")) {
+      : config(test::read_file(quantised_checkpoints() + "/" + name + "/config.json")) {
     auto file = TensorFile::open(quantised_checkpoints() + "/" + name + "/model.safetensors");
     REQUIRE(file.ok());
     for (const auto& tensor : file->tensors()) {
@@ -145,8 +130,8 @@ TEST_CASE("AWQ, GPTQ and compressed-tensors give the answers of their weights in
       const auto wanted = forward(path + ".reference", {}, spec.layer, rows);
       ModelOptions exact;
       exact.gemm_options.rows = RowPrecision::exact;
-      CHECK(relative_error(forward(path, exact, spec.layer, rows), wanted) < 2e-6);
-      CHECK(relative_error(forward(path, {}, spec.layer, rows), wanted) < 2e-2);
+      CHECK(test::relative_error(forward(path, exact, spec.layer, rows), wanted) < 2e-6);
+      CHECK(test::relative_error(forward(path, {}, spec.layer, rows), wanted) < 2e-2);
       ++compared;
     }
   }

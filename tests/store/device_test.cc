@@ -11,6 +11,7 @@
 #include "model/random_model.h"
 #include "moe/expert_store.h"
 #include "store/store_impl.h"
+#include "store_faults.h"
 
 using namespace moe;
 using moe::test::Random;
@@ -88,18 +89,7 @@ Result<std::unique_ptr<StoreDevice>> make_device(int32_t, size_t, const Services
   return std::make_unique<FakeDevice>();
 }
 
-LayerSpec layer_of(int32_t layer) {
-  LayerSpec spec;
-  spec.layer = layer;
-  spec.router.num_experts = 6;
-  spec.router.top_k = 2;
-  spec.expert = {.hidden = 24, .intermediate = 20};
-  spec.expert.format = {FormatKind::f32, 0};
-  spec.shared.emplace();
-  spec.shared->expert = spec.expert;
-  spec.shared->expert.intermediate = 12;
-  return spec;
-}
+LayerSpec layer_of(int32_t layer) { return test::small_layer(layer, 6); }
 
 constexpr int64_t kFarAway = INT64_MAX / 2;
 

@@ -5,7 +5,7 @@
 #include <string>
 
 #include "core/error.h"
-#include "store/input_file.h"
+#include "core/input_file.h"
 
 namespace moe {
 namespace {

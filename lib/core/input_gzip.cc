@@ -6,7 +6,7 @@
 #include <zlib.h>
 
 #include "core/error.h"
-#include "store/input_file.h"
+#include "core/input_file.h"
 
 namespace moe {
 namespace {
