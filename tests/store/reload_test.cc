@@ -299,6 +299,7 @@ TEST_CASE("a forward is all old or all new while everything is reloaded in a loo
               ++mixed;
           }
         });
+      while (olds + news + failed + mixed == 0) std::this_thread::yield();  // the load is there
       Status status;
       for (int i = 0; i < 6 && status.ok(); ++i) {
         const WeightSource& next = i % 2 == 0 ? worlds.newer() : worlds.older();
