@@ -348,6 +348,7 @@ TEST_CASE("expert by expert, each row is old or new", "[store][mission-103][miss
                   std::memcmp(&got.out[r * 24], &new_rows[r * 24], 24 * 4) != 0;
       }
     });
+  while (rows + failed + torn == 0) std::this_thread::yield();  // the load is there
   Status status;
   for (int i = 0; i < 6 && status.ok(); ++i)
     status = model.store()
