@@ -330,7 +330,7 @@ class HeaderParser {
     if (auto failure = value.get_array().get(array)) return bad_json(failure);
     for (auto next : array) {
       ondemand::value item;
-      if (auto failure = std::move(next).get(item)) return bad_json(failure);
+      if (auto failure = next.get(item)) return bad_json(failure);
       MOE_RETURN_IF_ERROR(ignore(item, depth + 1));
     }
     return {};

@@ -39,6 +39,7 @@ Status check_view(const NamedTensor& tensor) {
 // As the reference writer sorts: by type, widest first, then by name.
 std::vector<const NamedTensor*> in_file_order(const std::vector<NamedTensor>& tensors) {
   std::vector<const NamedTensor*> order;
+  order.reserve(tensors.size());
   for (const NamedTensor& tensor : tensors) order.push_back(&tensor);
   std::sort(order.begin(), order.end(), [](const NamedTensor* a, const NamedTensor* b) {
     return std::pair(b->view.dtype, std::string_view(a->name)) <

@@ -69,6 +69,7 @@ class Urn {
 
 std::vector<double> picked(const std::vector<double>& from, const std::vector<int32_t>& which) {
   std::vector<double> out;
+  out.reserve(which.size());
   for (int32_t i : which) out.push_back(from[i]);
   return out;
 }

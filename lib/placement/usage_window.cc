@@ -121,6 +121,8 @@ Status validate(std::span<const LayerExperts> layers, int32_t top_k,
 }  // namespace
 
 struct UsageWindow::Impl {
+  Impl(int32_t k, const UsageWindowOptions& o) : top_k(k), options(o) {}
+
   int32_t top_k;
   UsageWindowOptions options;
   std::map<int32_t, LayerWindow> layers;  // fixed once created

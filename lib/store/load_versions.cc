@@ -108,7 +108,7 @@ Result<std::shared_ptr<const LayerVersions>> ExpertStore::Impl::revive(
 
 // What `then` names serves again. What is not there any more is read: all of it beside what serves
 // now, or, where that does not fit, piece by piece.
-Status ExpertStore::Impl::return_to(AllVersions then, int64_t end_ns) {
+Status ExpertStore::Impl::return_to(const AllVersions& then, int64_t end_ns) {
   set_goal(then, {}, 0);
   Status status = return_at_once(then, end_ns);
   if (status.code() == StatusCode::resource_exhausted) status = return_by_pieces(then, end_ns);

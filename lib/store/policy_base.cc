@@ -85,7 +85,8 @@ Status PolicyBase::restore(const PolicyMemory& memory) {
     return invalid_argument({}, "the memory has {} arrays; '{}' keeps {}", memory.parts.size(),
                             name(), kept_.size());
   for (size_t k = 0; k < kept_.size(); ++k) {
-    const auto& [name, values] = memory.parts[k];
+    const std::string& name = memory.parts[k].name;
+    const auto& values = memory.parts[k].values;
     const bool fits = std::visit(
         [&](const auto* array) {
           using T = typename std::decay_t<decltype(*array)>::value_type;

@@ -123,8 +123,8 @@ Result<uint32_t> ExpertStore::Impl::reload(const WeightSource& from, const Reloa
     for (const LayerTarget& t : step) {
       if (!status.ok()) break;
       auto made = next_versions(*t.layer, t.experts, t.block, version);
-      if (made.ok()) next[t.layer->index] = *std::move(made);
       status = made.status();
+      if (status.ok()) next[t.layer->index] = *std::move(made);
     }
     if (status.ok()) status = switch_to(std::move(next), wanted.share, before, end_ns);
     if (!status.ok()) break;

@@ -225,7 +225,7 @@ struct ExpertStore::Impl {
       StoreLayer& layer, std::span<const int32_t> experts, bool block,
       const std::shared_ptr<Version>& version);
   Status switch_to(AllVersions next, double next_share, const AllVersions& before, int64_t end_ns);
-  Status return_to(AllVersions then, int64_t end_ns);
+  Status return_to(const AllVersions& then, int64_t end_ns);
   Status return_at_once(AllVersions then, int64_t end_ns);
   Status return_by_pieces(AllVersions then, int64_t end_ns);
   std::vector<Need> needs_of(StoreLayer& layer, const LayerVersions& then, bool ready) const;
