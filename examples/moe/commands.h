@@ -29,6 +29,7 @@ void add_inspect(CLI::App& app, Global& global);
 void add_run(CLI::App& app, Global& global);
 void add_bench(CLI::App& app, Global& global);
 void add_repack(CLI::App& app, Global& global);
+void add_quantize(CLI::App& app, Global& global);
 void add_simulate(CLI::App& app, Global& global);
 void add_plan(CLI::App& app, Global& global);
 void add_info(CLI::App& app, Global& global);

@@ -61,8 +61,8 @@ int main(int argc, char** argv) {
       "Exit codes: 0 done, 1 the operation failed, 2 wrong usage.\n"
       "Data goes to stdout, everything else to stderr.");
   Global global;
-  for (auto add :
-       {add_synth, add_inspect, add_run, add_bench, add_repack, add_simulate, add_plan, add_info})
+  for (auto add : {add_synth, add_inspect, add_run, add_bench, add_repack, add_quantize,
+                   add_simulate, add_plan, add_info})
     add(app, global);
 
   try {

@@ -11,6 +11,7 @@
 #include "moe/metrics.h"
 #include "moe/model.h"
 #include "moe/placement.h"
+#include "moe/quantize.h"
 #include "moe/rebalance.h"
 #include "moe/replica_choice.h"
 #include "moe/router.h"

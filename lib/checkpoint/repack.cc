@@ -1,60 +1,29 @@
-// Another order for the same tensors. An expert is a run of tensors that nobody else uses; a shard
-// is a series of runs, each of which begins at a multiple of 4 KiB.
+// Another order for the same tensors: an expert is a run of tensors that nobody else uses.
 #include <algorithm>
-#include <cstring>
-#include <filesystem>
 #include <string>
 #include <unordered_map>
 #include <unordered_set>
 #include <utility>
 #include <vector>
 
-#include <fcntl.h>
-#include <unistd.h>
-#define XXH_INLINE_ALL
-#include <xxhash.h>
-
 #include "checkpoint/checkpoint_impl.h"
-#include "checkpoint/write_safetensors.h"
+#include "checkpoint/write_checkpoint.h"
 #include "core/error.h"
-#include "core/json.h"
-#include "core/new_file.h"
 
 namespace moe {
 namespace {
 
-namespace fs = std::filesystem;
 using Tensor = Checkpoint::Tensor;
-
-constexpr uint64_t kBlock = 4096;
-constexpr uint64_t kShardBytes = uint64_t{5} << 30;
-constexpr uint64_t kPiece = uint64_t{4} << 20;
-
-struct Placed {
-  const Tensor* tensor = nullptr;  // null: a pad
-  uint64_t bytes = 0;
-  uint64_t digests = 0;  // equal parts of the tensor that get one each; 0: none
-  std::string pad = {};  // its name
-
-  std::string_view name() const { return tensor ? tensor->name : std::string_view(pad); }
-};
-
-using Run = std::vector<Placed>;
-
-struct Shard {
-  std::vector<Placed> tensors;
-  std::string name;
-};
 
 // The tensors of the experts, by expert; then each tensor that experts share; then all others.
 class Planner {
  public:
   explicit Planner(const Checkpoint::Impl& from) : from_(from) {}
 
-  Result<std::vector<Run>> runs() {
+  Result<std::vector<TensorRun>> runs() {
     for (const LayerTensors& layer : from_.layers.layers()) MOE_RETURN_IF_ERROR(add_layer(layer));
     for (const Tensor& tensor : from_.files.tensors())
-      if (!placed_.contains(tensor.name)) runs_.push_back({{&tensor, tensor.bytes}});
+      if (!placed_.contains(tensor.name)) runs_.push_back({copy_of(tensor)});
     return std::move(runs_);
   }
 
@@ -92,218 +61,33 @@ class Planner {
         if (++users[tensor] == 2) shared.push_back(tensor);
     }
     for (const auto& tensors : all) {
-      Run run;
+      TensorRun run;
       for (const Tensor* tensor : tensors)
         if (users[tensor] == 1 && placed_.insert(tensor->name).second)
-          run.push_back({tensor, tensor->bytes, 1});
+          run.push_back(copy_of(*tensor, 1));
       if (!run.empty()) runs_.push_back(std::move(run));
     }
     for (const Tensor* tensor : shared) {
       const bool even = tensor->bytes % users[tensor] == 0;
       if (placed_.insert(tensor->name).second)
-        runs_.push_back({{tensor, tensor->bytes, even ? users[tensor] : 1}});
+        runs_.push_back({copy_of(*tensor, even ? users[tensor] : 1)});
     }
     return {};
   }
 
   const Checkpoint::Impl& from_;
   std::unordered_set<std::string_view> placed_;
-  std::vector<Run> runs_;
+  std::vector<TensorRun> runs_;
 };
-
-// Shards of about kShardBytes, runs of experts aligned by pads.
-std::vector<Shard> cut(const std::vector<Run>& runs, const TensorDirectory& files) {
-  std::vector<Shard> shards;
-  uint64_t bytes = 0;
-  int64_t pads = 0;
-  for (const Run& run : runs) {
-    uint64_t size = 0;
-    for (const Placed& placed : run) size += placed.bytes;
-    if (shards.empty() || (bytes > 0 && bytes + size > kShardBytes)) {
-      shards.emplace_back();
-      bytes = 0;
-    }
-    auto& tensors = shards.back().tensors;
-    if (const uint64_t over = bytes % kBlock; over != 0 && run[0].digests > 0) {
-      std::string name;
-      do name = fmt::format("moe.pad.{}", pads++);
-      while (files.find(name));
-      tensors.push_back({nullptr, kBlock - over, 0, name});
-      bytes += kBlock - over;
-    }
-    tensors.insert(tensors.end(), run.begin(), run.end());
-    bytes += size;
-  }
-  for (size_t i = 0; i < shards.size(); ++i)
-    shards[i].name = shards.size() == 1
-                         ? "model.safetensors"
-                         : fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards.size());
-  return shards;
-}
-
-// Writes into a folder beside the final one.
-class Repacker {
- public:
-  Repacker(const Checkpoint::Impl& from, fs::path folder, Progress progress, void* argument)
-      : from_(from), folder_(std::move(folder)), progress_(progress), argument_(argument) {}
-
-  Status write() {
-    MOE_ASSIGN_OR_RETURN(const std::vector<Run> runs, Planner(from_).runs());
-    const std::vector<Shard> shards = cut(runs, from_.files);
-    for (const Shard& shard : shards)
-      for (const Placed& placed : shard.tensors) total_ += static_cast<int64_t>(placed.bytes);
-    MOE_RETURN_IF_ERROR(check_space());
-    manifest_.begin_object().key("schema_version").value(1);
-    manifest_.key("xxh3").begin_object();
-    for (const Shard& shard : shards) MOE_RETURN_IF_ERROR(write_shard(shard));
-    manifest_.end_object().end_object();
-    MOE_RETURN_IF_ERROR(write_text(std::string(kManifestName), manifest_.text()));
-    if (shards.size() > 1)
-      MOE_RETURN_IF_ERROR(write_text("model.safetensors.index.json", index(shards)));
-    return copy_others();
-  }
-
- private:
-  Status check_space() const {
-    std::error_code failed;
-    const fs::space_info space = fs::space(folder_, failed);
-    if (failed || space.available >= static_cast<uint64_t>(total_)) return {};
-    return error(StatusCode::resource_exhausted, {.file = folder_.native()},
-                 "{} has {} bytes free, but the repacked model needs {}", folder_.string(),
-                 space.available, total_);
-  }
-
-  Status write_text(const std::string& name, std::string_view text) const {
-    MOE_ASSIGN_OR_RETURN(NewFile file, NewFile::create((folder_ / name).string()));
-    MOE_RETURN_IF_ERROR(file.write(text));
-    return file.commit();
-  }
-
-  Status write_shard(const Shard& shard) {
-    std::vector<SafetensorsEntry> entries;
-    for (const Placed& placed : shard.tensors) {
-      const Tensor* tensor = placed.tensor;
-      entries.push_back({placed.name(), tensor ? tensor->dtype : DType::u8,
-                         tensor ? tensor->shape : Dims{static_cast<int64_t>(placed.bytes)}});
-    }
-    MOE_ASSIGN_OR_RETURN(const std::string head, safetensors_head(entries, "pt", kBlock));
-    MOE_ASSIGN_OR_RETURN(NewFile file, NewFile::create((folder_ / shard.name).string()));
-    MOE_RETURN_IF_ERROR(file.write(head));
-    for (const Placed& placed : shard.tensors) MOE_RETURN_IF_ERROR(write_tensor(placed, &file));
-    return file.commit();
-  }
-
-  Status write_tensor(const Placed& placed, NewFile* file) {
-    const uint64_t part = placed.digests > 0 ? placed.bytes / placed.digests : placed.bytes;
-    std::string digests;
-    for (uint64_t at = 0; at < placed.bytes; at += part) {
-      MOE_ASSIGN_OR_RETURN(const uint64_t digest, copy_part(placed, at, part, file));
-      fmt::format_to(std::back_inserter(digests), "{}{:016x}", at ? " " : "", digest);
-    }
-    if (placed.digests > 0 && placed.bytes > 0)
-      manifest_.key(placed.name()).value(std::string_view(digests));
-    return {};
-  }
-
-  // Copies bytes [at, at + part) and returns their digest.
-  Result<uint64_t> copy_part(const Placed& placed, uint64_t at, uint64_t part, NewFile* file) {
-    XXH3_state_t state;
-    XXH3_64bits_reset(&state);
-    for (uint64_t done = 0; done < part; done += kPiece) {
-      const uint64_t count = std::min(kPiece, part - done);
-      piece_.assign(count, '\0');
-      if (placed.tensor)
-        MOE_RETURN_IF_ERROR(from_.files.read(*placed.tensor, at + done, count, piece_.data()));
-      XXH3_64bits_update(&state, piece_.data(), count);
-      MOE_RETURN_IF_ERROR(file->write(piece_));
-      done_ += static_cast<int64_t>(count);
-      if (progress_ && !progress_(argument_, done_, total_))
-        return Status(StatusCode::cancelled, "repacking was cancelled");
-    }
-    return XXH3_64bits_digest(&state);
-  }
-
-  std::string index(const std::vector<Shard>& shards) const {
-    JsonWriter json;
-    json.begin_object();
-    json.key("metadata").begin_object().key("total_size").value(total_).end_object();
-    json.key("weight_map").begin_object();
-    for (const Shard& shard : shards)
-      for (const Placed& placed : shard.tensors) json.key(placed.name()).value(shard.name);
-    json.end_object().end_object();
-    return json.text();
-  }
-
-  // config.json, tokenizers and whatever else there is but weights.
-  Status copy_others() const {
-    std::error_code failed;
-    for (fs::directory_iterator entry(from_.directory, failed), end; !failed && entry != end;
-         entry.increment(failed)) {
-      const std::string name = entry->path().filename().string();
-      if (!entry->is_regular_file() || name.ends_with(".safetensors") ||
-          name.ends_with(".safetensors.index.json") || name == kManifestName)
-        continue;
-      MOE_ASSIGN_OR_RETURN(const std::string text,
-                           read_text_file(entry->path().string(), uint64_t{1} << 30));
-      MOE_RETURN_IF_ERROR(write_text(name, text));
-    }
-    return failed ? errno_status(failed.value(), "list", from_.directory) : Status();
-  }
-
-  const Checkpoint::Impl& from_;
-  const fs::path folder_;
-  const Progress progress_;
-  void* const argument_;
-  JsonWriter manifest_;
-  std::string piece_;
-  int64_t done_ = 0, total_ = 0;
-};
-
-Status check_folders(const fs::path& from, const fs::path& to) {
-  std::error_code unknown;
-  if (fs::symlink_status(to, unknown).type() != fs::file_type::not_found)
-    return error(StatusCode::already_exists, {.file = to.native()},
-                 "{} exists already; choose a new folder", to.string());
-  const fs::path inside = fs::weakly_canonical(from, unknown);
-  for (fs::path at = fs::weakly_canonical(to, unknown); at.has_relative_path();
-       at = at.parent_path())
-    if (at == inside)
-      return invalid_argument({.file = to.native()},
-                              "{} lies in {}, into which nothing is ever written; choose a folder "
-                              "elsewhere",
-                              to.string(), from.string());
-  return {};
-}
-
-// Makes the rename of `folder` durable.
-void sync_parent(const fs::path& folder) {
-  const fs::path parent = folder.has_parent_path() ? folder.parent_path() : fs::path(".");
-  const int descriptor = ::open(parent.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (descriptor < 0) return;
-  (void)::fsync(descriptor);
-  ::close(descriptor);
-}
 
 }  // namespace
 
 Status repack(std::string_view from, std::string_view to, Progress progress, void* argument) {
-  const Place place{.file = to};
-  return guarded(place, [&]() -> Status {
-    while (to.size() > 1 && to.ends_with('/')) to.remove_suffix(1);
-    const fs::path folder(to), partial(fmt::format("{}.{}.part", to, ::getpid()));
+  return guarded({.file = to}, [&]() -> Status {
     MOE_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::open(from));
-    MOE_RETURN_IF_ERROR(check_folders(fs::path(from), folder));
-    std::error_code failed;
-    fs::create_directories(partial, failed);
-    if (failed) return errno_status(failed.value(), "create", partial.string());
-    Status status = Repacker(*checkpoint.impl(), partial, progress, argument).write();
-    if (status.ok() && std::rename(partial.c_str(), folder.c_str()) != 0)
-      status = errno_status(errno, "rename", partial.string());
-    if (status.ok())
-      sync_parent(folder);
-    else
-      fs::remove_all(partial, failed);
-    return status;
+    NewCheckpoint made{.from = *checkpoint.impl(), .what = "repacking"};
+    MOE_ASSIGN_OR_RETURN(made.runs, Planner(made.from).runs());
+    return write_checkpoint(made, to, progress, argument);
   });
 }
 

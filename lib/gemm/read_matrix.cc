@@ -76,10 +76,16 @@ Result<QuantBuffer> read_quantised(const WeightSource& source, const WeightId& i
   if (Status status = check_format(format); !status.ok()) return status.at(place_of(source, id));
   MOE_ASSIGN_OR_RETURN(const std::vector<float> values,
                        read_dequantised(source, id, outputs, inputs));
+  Result<QuantBuffer> out = quantise(values, format, outputs, inputs);
+  if (!out.ok()) return out.status().at(place_of(source, id));
+  return out;
+}
+
+Result<QuantBuffer> quantise(const std::vector<float>& values, const Format& format,
+                             int64_t outputs, int64_t inputs) {
   for (float value : values)
     if (!std::isfinite(value))
-      return error(StatusCode::data_loss, place_of(source, id),
-                   "a weight is {}; it cannot be quantised", value);
+      return error(StatusCode::data_loss, {}, "a weight is {}; it cannot be quantised", value);
   QuantBuffer out(format, outputs, inputs);
   for (int64_t i = 0; format.act_order && i < inputs; ++i)
     out.groups[static_cast<size_t>(i)] = static_cast<int32_t>(i / format.group);

@@ -25,6 +25,11 @@ Result<QuantBuffer> read_quantised(const WeightSource& source, const WeightId& i
 Result<std::vector<float>> read_dequantised(const WeightSource& source, const WeightId& id,
                                             int64_t outputs, int64_t inputs);
 
+// Row-major `values` in a quantised `format` that check_format() takes. data_loss for a value that
+// is not finite.
+Result<QuantBuffer> quantise(const std::vector<float>& values, const Format& format,
+                             int64_t outputs, int64_t inputs);
+
 // All of a matrix as row-major f32.
 std::vector<float> dequantise(const QuantMatrix& matrix);
 

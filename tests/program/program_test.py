@@ -97,6 +97,24 @@ def repack_and_page():
     assert "no policy is called 'nobody'" in moe("run", repacked, "--policy", "nobody", code=2).stderr
 
 
+def quantize():
+    folder, made = small_model(), os.path.join(TMP.name, "int4")
+    answer = moe_json("quantize", folder, made, "--format", "int4", "--group", 32)
+    assert [layer["layer"] for layer in answer["layers"]] == [0, 1]
+    for layer in answer["layers"]:
+        assert [expert["expert"] for expert in layer["experts"]] == list(range(6))
+        assert all(0 < expert["weight_error"] < 0.2 for expert in layer["experts"])
+        assert all(0 < expert["output_error"] < 0.5 for expert in layer["experts"])
+    assert "int4" in moe("inspect", made).stdout
+    assert all(layer["right"] for layer in moe_json("run", made, "--rows", 3)["layers"])
+    moe("quantize", folder, made, code=1)  # it is there already
+    moe("quantize", made, made + "-again", code=1)  # int4 already
+    moe("quantize", folder, made + "-bad", "--format", "int5", code=2)
+    moe("quantize", folder, made + "-bad", "--group", 48, code=1)
+    assert "outputs" in moe("quantize", folder, made + "-8", "--format", "int8").stdout
+    assert sorted(os.listdir(TMP.name)) == ["int4", "int4-8", "model"]
+
+
 def live_and_simulated():
     """What paging did is what moe simulate says of the recorded trace. Not `pin`: the simulator knows
     the popularity of the whole trace beforehand, a run knows none."""
