@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "checkpoint/checkpoint_impl.h"
+#include "checkpoint/packed_names.h"
 #include "checkpoint/write_checkpoint.h"
 #include "core/error.h"
 
@@ -46,6 +47,12 @@ class Planner {
         layer.name(part, role, expert, &name);
         add();
       }
+      const Packing packing = layer.quant(part.owner).packing;
+      if (packing == Packing::none) continue;
+      layer.name(part, Role::matrix, expert, &name);
+      name.resize(name.size() - packed_names(packing).values.size());
+      name += packed_names(packing).extents;
+      add();
     }
     return found;
   }

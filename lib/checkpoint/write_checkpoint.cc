@@ -30,12 +30,20 @@ struct Shard {
   std::string name;
 };
 
-// Shards of about kShardBytes, runs of experts aligned by pads.
-std::vector<Shard> cut(const std::vector<TensorRun>& runs, const TensorDirectory& files) {
+// Where a run may begin, in bytes.
+uint64_t alignment(const TensorRun& run) {
+  return run[0].digests > 0 ? kBlock : std::max<uint64_t>(1, bits_of(run[0].dtype) / 8);
+}
+
+// Shards of about kShardBytes, runs aligned by pads.
+std::vector<Shard> cut(std::vector<TensorRun> runs, const TensorDirectory& files) {
   std::vector<Shard> shards;
   uint64_t bytes = 0;
   int64_t pads = 0;
-  for (const TensorRun& run : runs) {
+  for (TensorRun& run : runs) {
+    std::stable_sort(run.begin(), run.end(), [](const NewTensor& a, const NewTensor& b) {
+      return bits_of(a.dtype) > bits_of(b.dtype);
+    });
     uint64_t size = 0;
     for (const NewTensor& placed : run) size += placed.bytes;
     if (shards.empty() || (bytes > 0 && bytes + size > kShardBytes)) {
@@ -43,12 +51,13 @@ std::vector<Shard> cut(const std::vector<TensorRun>& runs, const TensorDirectory
       bytes = 0;
     }
     auto& tensors = shards.back().tensors;
-    if (const uint64_t over = bytes % kBlock; over != 0 && run[0].digests > 0) {
+    const uint64_t step = alignment(run);
+    if (const uint64_t pad = (step - bytes % step) % step; pad > 0) {
       std::string name;
       do name = fmt::format("moe.pad.{}", pads++);
       while (files.find(name));
-      tensors.push_back({name, DType::u8, {static_cast<int64_t>(kBlock - over)}, kBlock - over});
-      bytes += kBlock - over;
+      tensors.push_back({name, DType::u8, {static_cast<int64_t>(pad)}, pad});
+      bytes += pad;
     }
     tensors.insert(tensors.end(), run.begin(), run.end());
     bytes += size;
@@ -96,18 +105,18 @@ class Writer {
   }
 
   Status write_text(const std::string& name, std::string_view text) const {
-    MOE_ASSIGN_OR_RETURN(NewFile file, NewFile::create((folder_ / name).string()));
+    MOE_ASSIGN_OR_RETURN(NewFile file, NewFile::create((folder_ / name).string(), made_.calls));
     MOE_RETURN_IF_ERROR(file.write(text));
     return file.commit();
   }
 
   Status write_shard(const Shard& shard) {
     std::vector<SafetensorsEntry> entries;
-    for (const NewTensor& placed : shard.tensors) {
+    for (const NewTensor& placed : shard.tensors)
       entries.push_back({placed.name, placed.dtype, placed.shape});
-    }
     MOE_ASSIGN_OR_RETURN(const std::string head, safetensors_head(entries, "pt", kBlock));
-    MOE_ASSIGN_OR_RETURN(NewFile file, NewFile::create((folder_ / shard.name).string()));
+    MOE_ASSIGN_OR_RETURN(NewFile file,
+                         NewFile::create((folder_ / shard.name).string(), made_.calls));
     MOE_RETURN_IF_ERROR(file.write(head));
     for (const NewTensor& placed : shard.tensors) MOE_RETURN_IF_ERROR(write_tensor(placed, &file));
     return file.commit();
@@ -225,8 +234,11 @@ Status write_checkpoint(const NewCheckpoint& made, std::string_view to, Progress
   std::error_code failed;
   fs::create_directories(partial, failed);
   if (failed) return errno_status(failed.value(), "create", partial.string());
-  Status status = Writer(made, partial, progress, argument).write();
-  if (status.ok() && std::rename(partial.c_str(), folder.c_str()) != 0)
+  FileCalls system;
+  FileCalls& calls = made.calls ? *made.calls : system;
+  Status status =
+      guarded({.file = to}, [&] { return Writer(made, partial, progress, argument).write(); });
+  if (status.ok() && calls.rename(partial.c_str(), folder.c_str()) != 0)
     status = errno_status(errno, "rename", partial.string());
   if (status.ok())
     sync_parent(folder);

@@ -1,5 +1,5 @@
-// Writes a checkpoint folder made from another one: shards that are series of runs, each of which
-// begins at a multiple of 4 KiB, an index, digests, and copies of all other files.
+// Writes a checkpoint folder made from another one: shards that are series of runs, an index,
+// digests, and copies of all other files.
 #pragma once
 
 #include <functional>
@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "checkpoint/checkpoint_impl.h"
+#include "core/new_file.h"
 
 namespace moe {
 
@@ -26,17 +27,19 @@ inline NewTensor copy_of(const Checkpoint::Tensor& tensor, uint64_t digests = 0)
   return {std::string(tensor.name), tensor.dtype, tensor.shape, tensor.bytes, digests, &tensor};
 }
 
-// Tensors side by side; one whose first tensor has digests is aligned.
+// Tensors side by side, those of the widest elements first: each lies at a multiple of its element,
+// which PyTorch asks for. A run whose first tensor has digests begins at a multiple of 4 KiB.
 using TensorRun = std::vector<NewTensor>;
 
 struct NewCheckpoint {
   const Checkpoint::Impl& from;
   const char* what;  // is done, for messages: "repacking"
   std::vector<TensorRun> runs = {};
-  // The bytes of a tensor that is made; asked for in the order of the runs.
+  // The bytes of a tensor that is made; asked for run by run.
   std::function<Status(const NewTensor& tensor, std::string* bytes)> make = {};
   std::string config = {};                // config.json's text; empty: copied
   std::vector<std::string> dropped = {};  // other files that are not copied
+  FileCalls* calls = nullptr;             // null: the system's
 };
 
 // `to` must not exist (already_exists) nor lie in made.from; it appears complete or not at all.

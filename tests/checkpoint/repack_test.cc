@@ -55,8 +55,10 @@ int compare(const Checkpoint& one, const Checkpoint& other) {
 }
 
 // Every expert's own tensors lie side by side from a multiple of 4 KiB on; a tensor that several
-// share begins at one.
+// share begins at one. PyTorch reads a tensor only at a multiple of its element.
 void check_places(const Checkpoint& checkpoint) {
+  for (const auto& tensor : checkpoint.tensors())
+    CHECK(tensor.offset % static_cast<uint64_t>(std::max(8, bits_of(tensor.dtype)) / 8) == 0);
   const Checkpoint::Impl& inside = *checkpoint.impl();
   for (const LayerTensors& layer : inside.layers.layers()) {
     std::map<const Checkpoint::Tensor*, int> users;
@@ -80,6 +82,8 @@ void check_places(const Checkpoint& checkpoint) {
           own.push_back(tensor);
         else
           CHECK(tensor->offset % 4096 == 0);
+      std::sort(own.begin(), own.end(),
+                [](const auto* a, const auto* b) { return a->offset < b->offset; });
       for (size_t i = 0; i < own.size(); ++i) {
         CHECK(own[i]->file == own[0]->file);
         if (i == 0)

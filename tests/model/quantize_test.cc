@@ -6,6 +6,11 @@
 #include <string>
 #include <vector>
 
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include "checkpoint/files.h"
 #include "moe/moe.h"
 #include "random_model.h"
@@ -139,6 +144,31 @@ TEST_CASE("a quantised folder is complete or absent", "[model][mission-93]") {
   CHECK(stopped > 20);
   CHECK(quantize(directory / "in", directory / "out").status().code() ==
         StatusCode::already_exists);
+}
+
+TEST_CASE("no room for a whole shard: a sentence, and nothing is left", "[model][mission-93]") {
+  const TemporaryDirectory directory;
+  REQUIRE(write_synthetic(small("qwen3_moe", DType::bf16), directory / "in").ok());
+  REQUIRE(quantize(directory / "in", directory / "whole").ok());
+  const auto whole = fs::file_size(directory / "whole/model.safetensors");
+  for (const uintmax_t room : {uintmax_t{0}, uintmax_t{5000}, whole / 2, whole - 1, whole}) {
+    CAPTURE(room);
+    const pid_t child = ::fork();
+    if (child == 0) {  // files may not become longer
+      ::signal(SIGXFSZ, SIG_IGN);
+      const rlimit most{room, room};
+      ::setrlimit(RLIMIT_FSIZE, &most);
+      const auto done = quantize(directory / "in", directory / "out");
+      if (done.ok()) ::_exit(0);
+      ::_exit(test::says(done.status(), "write") ? 1 : 2);
+    }
+    int status = 0;
+    REQUIRE(::waitpid(child, &status, 0) == child);
+    REQUIRE(WIFEXITED(status));
+    CHECK(WEXITSTATUS(status) == (room < whole));
+    CHECK(fs::exists(directory / "out") == (room == whole));
+    CHECK(std::distance(fs::directory_iterator(directory.path()), {}) == 2 + (room == whole));
+  }
 }
 
 TEST_CASE("quantize refuses what makes no sense, and writes nothing", "[model][mission-12]") {

@@ -2,11 +2,9 @@
 // damaged.
 #include "store/snapshot_file.h"
 
-#include <cerrno>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
-#include <functional>
 #include <random>
 #include <sstream>
 
@@ -14,9 +12,11 @@
 #include <unistd.h>
 
 #include "catch.h"
+#include "failing_calls.h"
 #include "temporary_directory.h"
 
 using namespace moe;
+using moe::test::FailingCalls;
 using moe::test::TemporaryDirectory;
 
 namespace {
@@ -42,41 +42,6 @@ StoreSnapshot random_snapshot(Rng& rng) {
   snapshot.policies.push_back(policy);
   return snapshot;
 }
-
-// The n-th call of any kind fails, or is `crash`'s to end.
-class FailingCalls final : public FileCalls {
- public:
-  explicit FailingCalls(int nth, std::function<void()> crash = nullptr)
-      : nth_(nth), crash_(std::move(crash)) {}
-
-  ssize_t write(int descriptor, const void* data, size_t bytes) override {
-    // In pieces, so that there is something between.
-    const size_t piece = std::min<size_t>(bytes, 100);
-    if (!fails()) return FileCalls::write(descriptor, data, piece);
-    FileCalls::write(descriptor, data, piece / 2);
-    return give_up(ENOSPC);
-  }
-  int sync(int descriptor) override { return fails() ? give_up(EIO) : FileCalls::sync(descriptor); }
-  int rename(const char* from, const char* to) override {
-    if (!fails()) return FileCalls::rename(from, to);
-    if (crash_ && after_rename_) FileCalls::rename(from, to);
-    return give_up(EIO);
-  }
-  bool reached() const { return calls_ >= nth_; }
-  void crash_after_rename() { after_rename_ = true; }
-
- private:
-  bool fails() { return ++calls_ == nth_; }
-  int give_up(int error) {
-    if (crash_) crash_();
-    errno = error;
-    return -1;
-  }
-
-  int nth_, calls_ = 0;
-  bool after_rename_ = false;
-  std::function<void()> crash_;
-};
 
 std::string bytes_of(const std::string& path) {
   std::ostringstream text;
