@@ -77,6 +77,13 @@ class MOE_API EventSink {
   virtual void event(const StoreEvent& event) noexcept = 0;  // valid during the call
 };
 
+// Whom a store that pages loads before a forward asks for them.
+enum class PrefetchKind : int32_t {
+  none,        // nobody
+  next_gate,   // whom the next layer's router chooses for this layer's rows
+  activation,  // what the remembered sequence that resembles the current one most used next
+};
+
 // What a store holds, and on which device.
 struct ExpertStoreOptions {
   Device device = {};  // whose memory the slots are
@@ -87,6 +94,10 @@ struct ExpertStoreOptions {
   std::string eviction;                       // name of a policy; empty: the default
   EvictionPolicy* eviction_policy = nullptr;  // host's own; needs experts of one size
   int32_t io_threads = 4;                     // reads at once while paging
+
+  // While the governor sees that it saves more time than it costs; at most top_k experts at once.
+  // CPU.
+  PrefetchKind prefetch = PrefetchKind::none;
 
   // A thread of the store's own scrubs about this many bytes a second; 0: scrub() alone does. CPU.
   int64_t scrub_bytes_per_second = 0;
@@ -165,6 +176,17 @@ struct PagingStats {
   int64_t load_errors = 0;   // reads that failed
 };
 
+// What prefetching did, by the store's own clock.
+struct PrefetchStats {
+  int64_t loads = 0;     // experts that were loaded early
+  int64_t used = 0;      // of these, the ones that a forward needed then
+  int64_t saved_ns = 0;  // reading that no forward waited for
+  int64_t cost_ns = 0;   // waits behind early reads, reading again what left for them, predicting
+  int64_t won = 0;       // windows in which it saved more than it cost
+  int64_t lost = 0;      // ... or less: it paused then
+  bool enabled = false;  // it is on now
+};
+
 // Sizes of a store at one moment.
 struct ExpertStoreStats {
   size_t pool_bytes = 0;   // committed for slots
@@ -175,6 +197,7 @@ struct ExpertStoreStats {
   int64_t ready = 0;       // routed experts that are
   uint64_t epoch = 0;      // of the newest table
   PagingStats paging;      // all 0 where everything is resident
+  PrefetchStats prefetch;  // all 0 without
   ScrubStats scrub;        // of all scrubs
   bool thrashing = false;  // experts return soon after they were evicted
 

@@ -39,10 +39,11 @@ struct ModelOptions {
   // are loaded when a forward needs them, and `eviction` (a policy's name; empty: the default)
   // decides which ones make room.
   size_t expert_memory = 0;
-  std::string eviction;                       // ignored while everything is resident
-  EvictionPolicy* eviction_policy = nullptr;  // host's own; not owned, must outlive the model
-  EventSink* events = nullptr;                // of the store; not owned, must outlive the model
-  int64_t scrub_bytes_per_second = 0;         // as ExpertStoreOptions says
+  std::string eviction;                        // ignored while everything is resident
+  EvictionPolicy* eviction_policy = nullptr;   // host's own; not owned, must outlive the model
+  EventSink* events = nullptr;                 // of the store; not owned, must outlive the model
+  PrefetchKind prefetch = PrefetchKind::none;  // as ExpertStoreOptions says
+  int64_t scrub_bytes_per_second = 0;          // ditto
 
   // How experts are kept; empty: as the source has them. int8 and int4 quantise while they load, so
   // that a bf16 model takes half or a quarter of its memory. Ignored over a store that is given.

@@ -1,6 +1,7 @@
 // One batch through one layer.
 #pragma once
 
+#include "core/buffer.h"
 #include "model/workspace.h"
 #include "moe/model.h"
 #include "store/forward_experts.h"
@@ -13,6 +14,14 @@ struct RowVersions {
   bool split = false;  // some rows are the candidate's: those with work.side[row] != 0
 };
 
+// Scratch of a guess at the next layer's experts.
+struct LookAhead {
+  std::vector<int32_t> ids;    // (rows, top_k)
+  std::vector<float> weights;  // ditto
+  Buffer scratch;              // of the router
+  ForwardExperts experts;
+};
+
 // A forward whose arguments have been checked and whose workspace is large enough.
 struct LayerForward {
   ExpertStore::Impl& store;
@@ -20,6 +29,7 @@ struct LayerForward {
   EpochReader& reader;
   Wave& wave;               // the context's, empty between forwards
   ForwardExperts& experts;  // the context's; paged layers only
+  LookAhead& look_ahead;    // ditto
   const Services& services;
   const Router* own_router = nullptr;  // the host's; null: the built-in rule
   Execution execution = Execution::grouped;

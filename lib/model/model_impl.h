@@ -11,6 +11,7 @@
 #include "core/services.h"
 #include "metrics/counters.h"
 #include "model/device_model.h"
+#include "model/layer.h"
 #include "model/workspace.h"
 #include "moe/model.h"
 #include "store/forward_experts.h"
@@ -29,6 +30,7 @@ struct Context::Impl {
   EpochReader reader;
   Wave wave;
   ForwardExperts experts;
+  LookAhead look_ahead;
   Stream stream;
   Buffer buffer;
   std::unique_ptr<DeviceContext> device;  // null: the CPU

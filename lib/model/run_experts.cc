@@ -150,6 +150,8 @@ Status run_paged(LayerForward& f, Chunk chunk, SharedExpert& shared) {
     MOE_RETURN_IF_ERROR(
         f.store.acquire(f.layer, in_order_of_use(f, groups.size()), f.deadline_at_ns, &f.wave));
     if (f.store.schedule) f.store.schedule->point("wave");
+    const bool last = f.wave.members.size() == groups.size();
+    if (last && chunk.first + chunk.count == f.hidden.shape[0]) look_ahead(f);
     const Status status = run_wave(f, chunk, take_wave(f, &groups), shared);
     f.store.release(f.layer, &f.wave);
     MOE_RETURN_IF_ERROR(status);

@@ -40,6 +40,9 @@ Status run_resident(LayerForward& f, const ExpertTable& table, Chunk chunk, Shar
 // In waves; nothing is held between two of them.
 Status run_paged(LayerForward& f, Chunk chunk, SharedExpert& shared);
 
+// While the last wave of a paged layer is computed: whom the next layer will need is loaded early.
+void look_ahead(LayerForward& f);
+
 // Once per forward of a paged layer, before run_paged(): what the batch is going to use.
 void tell_eviction_policy(LayerForward& f);
 

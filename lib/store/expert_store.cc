@@ -293,6 +293,7 @@ Result<std::unique_ptr<ExpertStore::Impl>> ExpertStore::Impl::open(
     MOE_RETURN_IF_ERROR(impl->size_pools());
     MOE_RETURN_IF_ERROR(impl->make_policies());
     MOE_RETURN_IF_ERROR(impl->load_all());
+    MOE_RETURN_IF_ERROR(impl->start_prefetching());
     MOE_RETURN_IF_ERROR(impl->start_scrubber());
     return impl;
   });
@@ -317,6 +318,8 @@ void ExpertStore::sequence_ended() {
   std::lock_guard lock(impl_->mutex);
   for (const SlotClass& slots : impl_->classes)
     if (slots.residency) slots.residency->policy().sequence_ended();
+  if (impl_->prefetcher && impl_->prefetcher->predictor)
+    impl_->prefetcher->predictor->sequence_ended();
 }
 
 }  // namespace moe

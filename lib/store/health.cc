@@ -86,12 +86,22 @@ ExpertStoreStats ExpertStore::stats() const {
   stats.epoch = impl_->epoch;
   stats.paging = impl_->paging;
   stats.scrub = impl_->scrubbed;
+  if (const Prefetcher* prefetcher = impl_->prefetcher.get()) {
+    const PrefetchGovernor::Stats& judged = prefetcher->governor.stats();
+    stats.prefetch = prefetcher->stats;
+    stats.prefetch.saved_ns = judged.saved_ns;
+    stats.prefetch.cost_ns = judged.cost_ns;
+    stats.prefetch.won = judged.won;
+    stats.prefetch.lost = judged.lost;
+    stats.prefetch.enabled = prefetcher->governor.enabled();
+  }
   return stats;
 }
 
 std::vector<Heartbeat> ExpertStore::heartbeats() const {
   const Clock& clock = impl_->services.clock();
   std::vector<Heartbeat> all = impl_->loader.heartbeats(clock);
+  for (Heartbeat& beat : impl_->prefetch_thread.heartbeats(clock)) all.push_back(std::move(beat));
   if (impl_->scrubber.started()) all.push_back(impl_->scrubber.heartbeat(clock));
   return all;
 }

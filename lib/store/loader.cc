@@ -7,9 +7,10 @@
 
 namespace moe {
 
-Status Loader::start(int threads, const Clock& clock) {
+Status Loader::start(int threads, const Clock& clock, const char* name) {
   try {
     clock_ = &clock;
+    name_ = name;
     {
       std::lock_guard lock(mutex_);
       beats_.assign(static_cast<size_t>(threads), {.at_ns = clock.now_ns()});
@@ -17,8 +18,8 @@ Status Loader::start(int threads, const Clock& clock) {
     for (size_t i = 0; i < beats_.size(); ++i) threads_.emplace_back([this, i] { serve(i); });
     return {};
   } catch (const std::system_error& e) {
-    return error(StatusCode::resource_exhausted, {}, "cannot start {} loader threads: {}", threads,
-                 e.what());
+    return error(StatusCode::resource_exhausted, {}, "cannot start {} {} threads: {}", threads,
+                 name, e.what());
   }
 }
 
@@ -65,7 +66,8 @@ std::vector<Heartbeat> Loader::heartbeats(const Clock& clock) const {
   const int64_t now = clock.now_ns();
   std::lock_guard lock(mutex_);
   for (const Beat& beat : beats_)
-    all.push_back({"loader " + std::to_string(all.size()), beat.busy, now - beat.at_ns, beat.jobs});
+    all.push_back(
+        {name_ + (" " + std::to_string(all.size())), beat.busy, now - beat.at_ns, beat.jobs});
   return all;
 }
 

@@ -22,7 +22,7 @@ class Loader {
   ~Loader();
 
   // Starts the threads; resource_exhausted if the system has none.
-  Status start(int threads, const Clock& clock);
+  Status start(int threads, const Clock& clock, const char* name = "loader");
 
   // Runs `job` on some thread, first come, first served. Jobs do not throw.
   void submit(std::function<void()> job);
@@ -40,6 +40,7 @@ class Loader {
 
   mutable std::mutex mutex_;
   const Clock* clock_ = nullptr;
+  const char* name_ = "";
   std::vector<Beat> beats_;  // by thread
   std::condition_variable work_;
   std::deque<std::function<void()>> jobs_;

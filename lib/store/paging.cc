@@ -53,11 +53,13 @@ void ExpertStore::Impl::accessed(StoreLayer& layer, std::span<const int32_t> exp
   classes[layer.routed.slot_class].residency->policy().accessed(
       {layer.spec.layer, experts, probabilities});
   for (const int32_t e : experts) ++layer.experts[static_cast<size_t>(e)].uses;
+  if (prefetcher) prefetcher->used(layer.spec.layer, experts);
 }
 
 // Decides the next wave of `needed`: who is leased now, who leaves, who comes. False if nothing can
 // be had before somebody else's lease or load ends. With the mutex.
-Result<bool> ExpertStore::Impl::plan_wave(StoreLayer& layer, std::span<const Need> needed) {
+Result<bool> ExpertStore::Impl::plan_wave(StoreLayer& layer, std::span<const Need> needed,
+                                          bool early) {
   SlotClass& slots = classes[layer.routed.slot_class];
   Residency& residency = *slots.residency;
   begin_move(needed.size());
@@ -66,14 +68,17 @@ Result<bool> ExpertStore::Impl::plan_wave(StoreLayer& layer, std::span<const Nee
   MOE_RETURN_IF_ERROR(residency.take_wave(layer.spec.layer, &leased, pending, wave));
   for (const Residency::Decision& taken : wave) {
     StoreExpert& expert = layer.experts[static_cast<size_t>(taken.need.expert)];
-    thrash_news =
-        std::max(thrash_news, slots.thrash.used(taken.hit, expert.evicted_at, residency.slots()));
+    if (!early)
+      thrash_news =
+          std::max(thrash_news, slots.thrash.used(taken.hit, expert.evicted_at, residency.slots()));
     if (taken.hit) {
       ++paging.hits;
       ++find_copy(layer, taken.need)->leases;
       continue;
     }
     move.filling.push_back({.layer = &layer, .need = taken.need});
+    if (early) prefetcher->ledger.prefetched({layer.spec.layer, taken.need.expert}, taken.evicted);
+    if (!early && prefetcher) prefetcher->ledger.evicted(taken.evicted);
     if (taken.evicted.expert < 0) continue;
     StoreLayer& theirs = *find(taken.evicted.layer);
     ExpertCopy& victim = *find_copy(theirs, {taken.evicted.expert, taken.evicted_version});
@@ -96,14 +101,14 @@ void ExpertStore::Impl::keep(const Move& m) {
 }
 
 // Forgets the fillings that have no copy, and counts the others.
-void ExpertStore::Impl::settle(const Move& m) {
+void ExpertStore::Impl::settle(const Move& m, bool early) {
   for (const Move::Filling& f : m.filling) {
     SlotClass& slots = classes[f.layer->routed.slot_class];
     if (f.slot < 0) {
       slots.residency->drop({f.layer->spec.layer, f.need.expert}, f.need.version);
       paging.load_errors += f.status.code() != StatusCode::deadline_exceeded;
     } else if (f.status.ok()) {
-      ++paging.misses;
+      ++(early ? prefetcher->stats.loads : paging.misses);
       paging.bytes_loaded += static_cast<int64_t>(f.layer->routed.layout.bytes);
     }
   }
@@ -129,9 +134,14 @@ Status ExpertStore::Impl::acquire(StoreLayer& layer, std::span<const Need> neede
   const Clock& clock = services.clock();
   const int64_t start = clock.now_ns();
   const Place place{.layer = layer.spec.layer, .phase = Phase::load};
+  const bool behind = prefetching;
   const FifoGate::Turn turn(gate, clock, end_ns, schedule);
   const Status late(StatusCode::deadline_exceeded, "the deadline passed while waiting for slots",
                     place);
+  if (behind) {
+    auto lock = locked();
+    prefetcher->sample.cost_ns += clock.now_ns() - start;
+  }
   if (!turn.entered()) return late;
   const Status status = make_wave(layer, needed, end_ns);
   tell_thrash(layer);
@@ -149,7 +159,7 @@ Status ExpertStore::Impl::acquire(StoreLayer& layer, std::span<const Need> neede
   return status.code() == StatusCode::deadline_exceeded ? late : status;
 }
 
-// Inside the gate. On an error no hit stays leased, and what was read well stays resident.
+// Inside the gate. On an error no hit stays leased.
 Status ExpertStore::Impl::make_wave(StoreLayer& layer, std::span<const Need> needed,
                                     int64_t end_ns) {
   while (true) {
@@ -162,6 +172,18 @@ Status ExpertStore::Impl::make_wave(StoreLayer& layer, std::span<const Need> nee
     }
     MOE_RETURN_IF_ERROR(wait([&] { return changes != seen; }, end_ns));
   }
+  const Status status = carry_out(layer, end_ns, false);
+  if (status.ok()) return {};
+  auto lock = locked();
+  for (const Residency::Decision& taken : wave)
+    if (taken.hit) --find_copy(layer, taken.need)->leases;
+  ++changes;
+  changed.notify_all();
+  return status;
+}
+
+// What was planned. On an error, what was read well stays resident.
+Status ExpertStore::Impl::carry_out(StoreLayer& layer, int64_t end_ns, bool early) {
   Status status = drain(move, end_ns);
   {
     auto lock = locked();
@@ -170,19 +192,21 @@ Status ExpertStore::Impl::make_wave(StoreLayer& layer, std::span<const Need> nee
     else
       keep(move);
   }
+  const int64_t start = services.clock().now_ns();
   if (status.ok() && !move.filling.empty())
     status = fill(move, end_ns, options.io_threads);
   else if (!status.ok())
     for (Move::Filling& f : move.filling) f.status = status;
   auto lock = locked();
-  settle(move);
+  settle(move, early);
+  if (prefetcher && status.ok() && !move.filling.empty()) {
+    const int64_t each =
+        (services.clock().now_ns() - start) / static_cast<int64_t>(move.filling.size());
+    int64_t& mean = prefetcher->load_ns;
+    mean = mean == 0 ? each : mean + (each - mean) / 8;
+  }
   if (!move.filling.empty())
     if (Status published = publish(layer); status.ok()) status = std::move(published);
-  if (status.ok()) return {};
-  for (const Residency::Decision& taken : wave)
-    if (taken.hit) --find_copy(layer, taken.need)->leases;
-  ++changes;
-  changed.notify_all();
   return status;
 }
 

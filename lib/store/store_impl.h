@@ -21,6 +21,7 @@
 #include "store/fifo_gate.h"
 #include "store/keeper.h"
 #include "store/loader.h"
+#include "store/prefetch.h"
 #include "store/residency.h"
 #include "store/slot_pool.h"
 #include "store/thrash.h"
@@ -142,10 +143,20 @@ struct ExpertStore::Impl {
   // keeps the LayerVersions alive that name `needed`.
   Status acquire(StoreLayer& layer, std::span<const Need> needed, int64_t end_ns, Wave* wave);
   void release(StoreLayer& layer, Wave* wave);
-  Result<bool> plan_wave(StoreLayer& layer, std::span<const Need> needed);
+  Result<bool> plan_wave(StoreLayer& layer, std::span<const Need> needed, bool early = false);
   Status make_wave(StoreLayer& layer, std::span<const Need> needed, int64_t end_ns);
   void keep(const Move& m);
-  void settle(const Move& m);
+  Status carry_out(StoreLayer& layer, int64_t end_ns, bool early);
+  void settle(const Move& m, bool early);
+
+  // The layer after `after` if its experts are worth fetching early now, by `kind`; or null.
+  StoreLayer* layer_to_prefetch(const StoreLayer& after, PrefetchKind kind);
+  // Has experts of `layer` loaded in the background, the most urgent first, and returns. The guess
+  // took `cost_ns`.
+  void prefetch(StoreLayer& layer, std::span<const int32_t> experts, int64_t cost_ns);
+  void prefetch_predicted(const StoreLayer& after);
+  Status run_prefetch();
+  Status start_prefetching();
   void tell_thrash(const StoreLayer& layer);
 
   // Which backend computes what, and why the others were passed over.
@@ -326,7 +337,11 @@ struct ExpertStore::Impl {
   std::vector<Need> pending;
   std::vector<Residency::Decision> wave;
 
-  Loader loader;  // its threads use everything above
+  std::unique_ptr<Prefetcher> prefetcher;  // null: none
+  std::atomic<bool> prefetching{false};    // an early move is inside the gate
+
+  Loader loader;  // its threads use everything above, as do the next ones
+  Loader prefetch_thread;
   Keeper scrubber;
 };
 
