@@ -96,7 +96,7 @@ void ActivationPredictor::remember(int32_t m) noexcept {
   }
 }
 
-size_t ActivationPredictor::predict(int32_t horizon, std::span<Prediction> out) noexcept {
+size_t ActivationPredictor::predict(int32_t horizon, std::span<PredictedExpert> out) noexcept {
   if (remembered_ == 0) return 0;
   const int32_t m = most_similar();
   ++matches_[static_cast<size_t>(m)];
@@ -112,7 +112,7 @@ size_t ActivationPredictor::predict(int32_t horizon, std::span<Prediction> out) 
     }
   }
   const size_t count = std::min(out.size(), scratch_.size());
-  const auto sooner = [](const Prediction& a, const Prediction& b) {
+  const auto sooner = [](const PredictedExpert& a, const PredictedExpert& b) {
     if (a.priority != b.priority) return a.priority > b.priority;
     return a.id.layer != b.id.layer ? a.id.layer < b.id.layer : a.id.expert < b.id.expert;
   };

@@ -1,6 +1,6 @@
-// Prediction by activation matrices (MoE-Infinity, arXiv 2401.14361): how often each expert of each
-// layer was used is counted per sequence; the remembered sequence that resembles the current one
-// most says which experts the layers ahead will need.
+// PredictedExpert by activation matrices (MoE-Infinity, arXiv 2401.14361): how often each expert of
+// each layer was used is counted per sequence; the remembered sequence that resembles the current
+// one most says which experts the layers ahead will need.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,7 @@ struct ActivationPredictorOptions {
 };
 
 // An expert that a layer ahead will probably need; more urgent if `priority` is higher.
-struct Prediction {
+struct PredictedExpert {
   ExpertId id;
   double priority = 0;  // (share of its layer's uses) * (1 - (layers ahead) / (L + 1))
 };
@@ -38,7 +38,7 @@ class ActivationPredictor {
   // The most urgent experts of the `horizon` layers after the last one accessed (after the last
   // layer comes the next token's first), best first, equal ones in their order. Fills the front of
   // `out` and returns how many; 0 until a sequence has ended.
-  size_t predict(int32_t horizon, std::span<Prediction> out) noexcept;
+  size_t predict(int32_t horizon, std::span<PredictedExpert> out) noexcept;
 
   // Of the current sequence to remembered sequence `m`: the mean over the layers of the cosine of
   // their rows; a layer that either has not used counts as 0.
@@ -65,14 +65,14 @@ class ActivationPredictor {
   int32_t remembered_ = 0;
   int32_t current_ = 0;  // position of the last layer
 
-  std::vector<uint32_t> uses_;        // (experts): of the current sequence
-  std::vector<uint64_t> norms_;       // (layers): squared, of its rows
-  std::vector<uint32_t> past_;        // (sequences, experts)
-  std::vector<uint64_t> past_norms_;  // (sequences, layers)
-  std::vector<uint64_t> past_sums_;   // (sequences, layers)
-  std::vector<uint64_t> products_;    // (sequences, layers): current row times past row
-  std::vector<uint64_t> matches_;     // (sequences): how often it was the most similar
-  std::vector<Prediction> scratch_;   // (experts)
+  std::vector<uint32_t> uses_;            // (experts): of the current sequence
+  std::vector<uint64_t> norms_;           // (layers): squared, of its rows
+  std::vector<uint32_t> past_;            // (sequences, experts)
+  std::vector<uint64_t> past_norms_;      // (sequences, layers)
+  std::vector<uint64_t> past_sums_;       // (sequences, layers)
+  std::vector<uint64_t> products_;        // (sequences, layers): current row times past row
+  std::vector<uint64_t> matches_;         // (sequences): how often it was the most similar
+  std::vector<PredictedExpert> scratch_;  // (experts)
 };
 
 }  // namespace moe

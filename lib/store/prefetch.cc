@@ -57,7 +57,7 @@ void ExpertStore::Impl::prefetch_predicted(const StoreLayer& after) {
     auto& found = prefetcher->predictions;
     found.resize(static_cast<size_t>(next->spec.router.top_k));
     found.resize(prefetcher->predictor->predict(1, found));
-    for (const Prediction& p : found)
+    for (const PredictedExpert& p : found)
       if (p.id.layer == next->spec.layer) experts.push_back(p.id.expert);
   }
   prefetch(*next, experts, 0);

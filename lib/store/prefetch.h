@@ -25,7 +25,7 @@ struct Prefetcher {
   PrefetchLedger ledger;
   PrefetchGovernor governor;
   std::optional<ActivationPredictor> predictor;  // for PrefetchKind::activation
-  std::vector<Prediction> predictions;           // scratch
+  std::vector<PredictedExpert> predictions;      // scratch
   PrefetchSample sample;                         // of the step that is under way
   int64_t load_ns = 0;                           // of one expert, as lately seen
   PrefetchStats stats;

@@ -1,4 +1,4 @@
-// Prediction by activation matrices, and the governor that judges whether it pays.
+// PredictedExpert by activation matrices, and the governor that judges whether it pays.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -76,7 +76,7 @@ TEST_CASE("activation prediction equals its definition", "[mission-87]") {
         CHECK(std::abs(s - mean_cosine(current, past[m])) < 1e-12);
         if (s > most) most = s, best = m;
       }
-      std::vector<Prediction> out(100);
+      std::vector<PredictedExpert> out(100);
       out.resize(predictor->predict(3, out));
       if (past.empty()) {
         CHECK(out.empty());
@@ -114,7 +114,7 @@ TEST_CASE("activation prediction recognises a kind of sequence", "[mission-87]")
   for (int32_t kind = 0; kind < 3; ++kind) run(kind, 5), predictor->sequence_ended();
   const auto check = [&](int32_t kind) {
     run(kind, 1);
-    std::vector<Prediction> out(4);
+    std::vector<PredictedExpert> out(4);
     REQUIRE(predictor->predict(2, out) == 4);
     CHECK(out[0].id == ExpertId{0, 4 * kind});
     CHECK(out[1].id == ExpertId{0, 4 * kind + 1});
@@ -138,7 +138,7 @@ TEST_CASE("activation prediction on a recorded trace beats chance", "[mission-87
   auto predictor = ActivationPredictor::create({.layers = trace->layers});
   REQUIRE(predictor.ok());
   constexpr size_t kFetched = 8;
-  std::vector<Prediction> next;
+  std::vector<PredictedExpert> next;
   int64_t needed = 0, fetched = 0, right = 0;
   TraceForwards forwards(*trace);
   while (forwards.next()) {
@@ -147,7 +147,7 @@ TEST_CASE("activation prediction on a recorded trace beats chance", "[mission-87
     if (!next.empty()) {
       needed += static_cast<int64_t>(set.size());
       fetched += static_cast<int64_t>(next.size());
-      for (const Prediction& p : next)
+      for (const PredictedExpert& p : next)
         right += std::find(set.begin(), set.end(), p.id.expert) != set.end();
     }
     predictor->accessed(forwards.row().layer, set);
@@ -268,9 +268,9 @@ class PrefetchingPool {
   };
 
   void prefetch(PrefetchSample& sample) {
-    std::vector<Prediction> next(2);
+    std::vector<PredictedExpert> next(2);
     next.resize(predictor_.predict(1, next));
-    for (const Prediction& p : next) {
+    for (const PredictedExpert& p : next) {
       if (pool_.resident(p.id)) continue;
       ExpertId out;
       REQUIRE(pool_.admit(p.id, All(), &out).ok());
