@@ -138,8 +138,9 @@ class Run final : public Pass {
         hidden.dtype == DType::bf16 && hidden.strides[1] == 1 && !batch_.input_weights;
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t whole = as_is ? spec_.hidden / kGatherBlock * kGatherBlock : 0;
-      const auto* row =
-          static_cast<const uint16_t*>(hidden.data) + pairs[r] / batch_.top_k * hidden.strides[0];
+      const auto* row = as_is ? static_cast<const uint16_t*>(hidden.data) +
+                                    pairs[r] / batch_.top_k * hidden.strides[0]
+                              : nullptr;
       for (int64_t begin = 0; begin < whole; begin += kGatherBlock)
         place_bf16(row + begin, begin, begin + kGatherBlock, r, rows, out);
       for (int64_t begin = whole; begin < form_.padded(at_.hidden_inputs); begin += kGatherBlock) {
