@@ -3,12 +3,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <memory>
+#include <utility>
 #include <vector>
 
 #include "core/error.h"
 #include "gemm/read_matrix.h"
-#include "gemm/reference.h"
 #include "quant/half.h"
 
 namespace moe::cpu {
@@ -17,23 +16,15 @@ namespace {
 // Elements converted at a time: the panel they go to stays in the L1 cache.
 constexpr int64_t kBlock = 256;
 
-// A canonical matrix [outputs][inputs] in the source's own element type.
+// A canonical matrix [outputs][inputs] of floats. Borrowed.
 struct Matrix {
   DType dtype = DType::f32;
   int64_t outputs = 0;
   int64_t inputs = 0;
-  std::unique_ptr<std::byte[]> bytes;
-
-  Matrix() = default;
-  Matrix(DType type, int64_t rows, int64_t columns)
-      : dtype(type),
-        outputs(rows),
-        inputs(columns),
-        bytes(std::make_unique_for_overwrite<std::byte[]>(
-            static_cast<size_t>(rows * columns * (bits_of(type) / 8)))) {}
+  const std::byte* bytes = nullptr;
 
   const std::byte* at(int64_t output, int64_t input) const {
-    return bytes.get() + (output * inputs + input) * (bits_of(dtype) / 8);
+    return bytes + (output * inputs + input) * (bits_of(dtype) / 8);
   }
 };
 
@@ -81,14 +72,13 @@ int64_t position(int64_t input, int64_t lane) {
     return input * kPanel + lane;
 }
 
-// A whole panel of bf16 that is stored as bf16: 16 rows side by side, two inputs of each
-// at a time, so that stores run on and loads follow 16 streams. Inputs are even.
-void interleave_pairs(const Matrix& from, int64_t first, uint16_t* panel) {
-  const std::byte* rows[kPanel];
-  for (int64_t lane = 0; lane < kPanel; ++lane) rows[lane] = from.at(first + lane, 0);
-  for (int64_t i = 0; i < from.inputs; i += 2, panel += 2 * kPanel)
+// A whole panel of what is stored as it is: 16 rows side by side, two inputs of each at a time, so
+// that stores run on and loads follow 16 streams. Inputs are even.
+template <class T>
+void interleave_pairs(const T* rows, int64_t inputs, T* panel) {
+  for (int64_t i = 0; i < inputs; i += 2, panel += 2 * kPanel)
     for (int64_t lane = 0; lane < kPanel; ++lane)
-      std::memcpy(panel + 2 * lane, rows[lane] + 2 * i, 4);
+      std::memcpy(panel + 2 * lane, rows + lane * inputs + i, 2 * sizeof(T));
 }
 
 // Outputs [first, first + kPanel) of `from`. What a panel has beyond them is zero.
@@ -96,7 +86,9 @@ template <class To>
 bool pack_panel(const Matrix& from, int64_t first, int64_t panel_inputs, typename To::Type* panel) {
   if constexpr (To::kSame == DType::bf16)
     if (from.dtype == DType::bf16 && first + kPanel <= from.outputs && from.inputs % 2 == 0)
-      return interleave_pairs(from, first, panel), true;
+      return interleave_pairs(reinterpret_cast<const uint16_t*>(from.at(first, 0)), from.inputs,
+                              panel),
+             true;
   typename To::Type block[kBlock];
   bool fits = true;
   if (first + kPanel > from.outputs || panel_inputs > from.inputs)
@@ -117,13 +109,16 @@ struct Target {
   int64_t panel_inputs;
   int64_t offset;
   int64_t step;
+
+  // How many outputs the panels that a matrix writes have: alone in its pairs, it fills them.
+  int64_t outputs(int64_t stored) const { return round_up(stored, step == 1 ? kPair : kPanel); }
 };
 
 template <class To>
 bool pack_panels(const Matrix& from, const Target& to) {
   auto* panels = reinterpret_cast<typename To::Type*>(to.section);
   bool fits = true;
-  for (int64_t first = 0; first < from.outputs; first += kPanel) {
+  for (int64_t first = 0; first < to.outputs(from.outputs); first += kPanel) {
     const int64_t panel = to.offset + first / kPanel * to.step;
     fits &= pack_panel<To>(from, first, to.panel_inputs, panels + panel * kPanel * to.panel_inputs);
   }
@@ -136,24 +131,52 @@ bool pack_matrix(FormatKind kind, const Matrix& from, const Target& to) {
   return pack_panels<ToBf16>(from, to);
 }
 
-// One tensor of the expert and where its panels go.
-struct Piece {
-  WeightKind kind;
-  int64_t outputs;
-  int64_t inputs;  // 0: a bias, which is a column of f32 in a slot
-  Target to;
-  Matrix from;
+// Panels of codes as bf16 has them; behind each pair of them every output's scale of every group.
+void pack_fp8_panel(const QuantMatrix& from, int64_t first, int64_t panel_inputs, uint8_t* codes,
+                    float* scales) {
+  const int64_t lanes = std::clamp<int64_t>(from.rows - first, 0, kPanel);
+  const uint8_t* rows = from.values + first * from.columns;
+  if (lanes == kPanel && from.columns == panel_inputs) {
+    interleave_pairs(rows, from.columns, codes);
+  } else {
+    std::fill_n(codes, kPanel * panel_inputs, uint8_t{0});
+    for (int64_t lane = 0; lane < lanes; ++lane)
+      for (int64_t i = 0; i < from.columns; ++i)
+        codes[position<ToBf16>(i, lane)] = rows[lane * from.columns + i];
+  }
+  const int64_t groups = groups_of(from.format, from.columns);
+  const int64_t high = std::max(from.format.group, 1);  // outputs that share a scale
+  for (int64_t g = 0; g < groups; ++g)
+    for (int64_t lane = 0; lane < kPanel; ++lane)
+      scales[g * kPair + lane] =
+          lane < lanes ? from.scales[(first + lane) / high * groups + g] : 0.0f;
+}
 
-  bool is_bias() const { return inputs == 0; }
-  Dims shape() const { return is_bias() ? Dims{outputs} : Dims{outputs, inputs}; }
+void pack_fp8_panels(const QuantMatrix& from, const Target& to) {
+  const int64_t pair_size = pair_bytes(from.format, to.panel_inputs);
+  for (int64_t first = 0; first < to.outputs(from.rows); first += kPanel) {
+    const int64_t panel = to.offset + first / kPanel * to.step, half = panel % 2 * kPanel;
+    std::byte* pair = to.section + panel / 2 * pair_size;
+    pack_fp8_panel(from, first, to.panel_inputs,
+                   reinterpret_cast<uint8_t*>(pair) + half * to.panel_inputs,
+                   reinterpret_cast<float*>(pair + to.panel_inputs * kPair) + half);
+  }
+}
+
+// The tensors of an expert, and where each one's panels go.
+struct Pieces {
+  std::vector<MatrixId> ids;
+  std::vector<Target> targets;
 };
 
-std::vector<Piece> pieces_of(const ExpertSpec& spec, const Sections& at, std::byte* slot) {
+Pieces pieces_of(const ExpertSpec& spec, int32_t layer, int32_t expert, std::byte* slot) {
+  const Sections at = sections(spec);
   const int64_t hidden = spec.hidden, middle = spec.intermediate;
   const int64_t up = spec.gated ? 1 : 0, step = spec.gated ? 2 : 1;
-  std::vector<Piece> pieces;
+  Pieces pieces;
   const auto add = [&](WeightKind kind, int64_t outputs, int64_t inputs, const Target& to) {
-    pieces.push_back({kind, outputs, inputs, to, {}});
+    pieces.ids.push_back({{layer, kind, expert}, outputs, inputs});
+    pieces.targets.push_back(to);
   };
   std::byte* const gate_up = slot + at.gate_up;
   if (spec.gated) add(WeightKind::gate, middle, hidden, {gate_up, at.hidden_inputs, 0, 2});
@@ -167,84 +190,38 @@ std::vector<Piece> pieces_of(const ExpertSpec& spec, const Sections& at, std::by
   return pieces;
 }
 
-// Zeroes what no tensor writes: the other half of a pair whose first half is a section's last
-// panel.
-void zero_odd_panels(const ExpertSpec& spec, const Sections& at, std::byte* slot) {
-  const auto zero = [&](int64_t section, int64_t outputs, int64_t pair_bytes) {
-    const int64_t panels = (outputs + kPanel - 1) / kPanel;
-    const int64_t bytes = pair_bytes / 2;
-    if (panels % 2) std::memset(slot + section + panels * bytes, 0, static_cast<size_t>(bytes));
-  };
-  constexpr int64_t kBiasPair = kPair * int64_t{sizeof(float)};
-  if (!spec.gated) zero(at.gate_up, spec.intermediate, at.gate_up_pair_bytes);
-  zero(at.down, spec.hidden, at.down_pair_bytes);
-  if (!spec.bias) return;
-  if (!spec.gated) zero(at.gate_up_bias, spec.intermediate, kBiasPair);
-  zero(at.down_bias, spec.hidden, kBiasPair);
-}
-
-// Codes in pairs of inputs as bf16's; behind them every output's scale of every group.
-void pack_fp8_panels(const QuantMatrix& from, const Target& to) {
-  const int64_t pair_size = pair_bytes(from.format, to.panel_inputs);
-  const int64_t groups = groups_of(from.format, from.columns);
-  const int64_t high = std::max(from.format.group, 1);  // outputs that share a scale
-  for (int64_t output = 0; output < from.rows; ++output) {
-    const int64_t panel = to.offset + output / kPanel * to.step, lane = output % kPanel;
-    std::byte* pair = to.section + panel / 2 * pair_size;
-    auto* codes = reinterpret_cast<uint8_t*>(pair) + panel % 2 * kPanel * to.panel_inputs;
-    const uint8_t* row = from.values + output * from.columns;
-    for (int64_t i = 0; i < from.columns; ++i) codes[position<ToBf16>(i, lane)] = row[i];
-    auto* scales = reinterpret_cast<float*>(pair + to.panel_inputs * kPair);
-    for (int64_t g = 0; g < groups; ++g)
-      scales[g * kPair + panel % 2 * kPanel + lane] = from.scales[output / high * groups + g];
+// Into panels of floats; a bias is a column of f32.
+Status pack_floats(FormatKind kind, const StoredMatrix& stored, const Target& to) {
+  const bool is_bias = stored.of.inputs == 0;
+  Matrix from{stored.dtype, stored.of.outputs, std::max<int64_t>(1, stored.of.inputs),
+              stored.floats.get()};
+  std::vector<float> widened;
+  if (!stored.floats) {
+    widened = in_f32(stored);
+    from.dtype = DType::f32;
+    from.bytes = reinterpret_cast<const std::byte*>(widened.data());
   }
-}
-
-// A matrix of a quantised source, widened to f32.
-Result<Matrix> widened(const WeightSource& source, const WeightId& id, int64_t outputs,
-                       int64_t inputs) {
-  MOE_ASSIGN_OR_RETURN(const std::vector<float> values,
-                       read_dequantised(source, id, outputs, inputs));
-  Matrix matrix(DType::f32, outputs, inputs);
-  std::memcpy(matrix.bytes.get(), values.data(), values.size() * sizeof(float));
-  return matrix;
+  if (pack_matrix(is_bias ? FormatKind::f32 : kind, from, to)) return {};
+  return error(StatusCode::out_of_range, {.tensor = to_string(stored.of.id.kind)},
+               "a weight is beyond f16's 65504; load this model as bf16 or f32");
 }
 
 }  // namespace
 
 Status pack_expert(const ExpertSpec& spec, const WeightSource& source, int32_t layer,
                    int32_t expert, std::byte* slot) {
-  const Sections at = sections(spec);
-  std::vector<Piece> pieces = pieces_of(spec, at, slot);
-  std::vector<WeightRead> reads;
-  const bool fp8 = spec.format.kind == FormatKind::fp8_block;
-  const bool quantised = is_quantised(source_format(source, layer, expert).kind);
-  if (fp8) std::memset(slot, 0, static_cast<size_t>(at.bytes));
-  for (Piece& piece : pieces) {
-    const WeightId id{layer, piece.kind, expert};
-    if (fp8 && !piece.is_bias()) {
-      MOE_ASSIGN_OR_RETURN(const QuantBuffer from,
-                           read_quantised(source, id, spec.format, piece.outputs, piece.inputs));
-      pack_fp8_panels(from.view(), piece.to);
+  const Pieces pieces = pieces_of(spec, layer, expert, slot);
+  MOE_ASSIGN_OR_RETURN(std::vector<StoredMatrix> stored, read_stored(source, pieces.ids));
+  for (size_t i = 0; i < stored.size(); ++i) {
+    const Target& to = pieces.targets[i];
+    if (spec.format.kind != FormatKind::fp8_block || stored[i].of.inputs == 0) {
+      MOE_RETURN_IF_ERROR(pack_floats(spec.format.kind, stored[i], to));
       continue;
     }
-    if (quantised && !piece.is_bias()) {
-      MOE_ASSIGN_OR_RETURN(piece.from, widened(source, id, piece.outputs, piece.inputs));
-      continue;
-    }
-    MOE_ASSIGN_OR_RETURN(const DType dtype, float_type(source, id, piece.shape()));
-    piece.from = Matrix(dtype, piece.outputs, std::max<int64_t>(1, piece.inputs));
-    reads.push_back({id, {piece.from.bytes.get(), piece.from.dtype, piece.shape()}});
+    MOE_ASSIGN_OR_RETURN(const QuantBuffer from,
+                         in_format(source, std::move(stored[i]), spec.format));
+    pack_fp8_panels(from.view(), to);
   }
-  MOE_RETURN_IF_ERROR(source.read_all(reads));
-  for (const Piece& piece : pieces) {
-    if (fp8 && !piece.is_bias()) continue;
-    const FormatKind kind = piece.is_bias() ? FormatKind::f32 : spec.format.kind;
-    if (!pack_matrix(kind, piece.from, piece.to))
-      return error(StatusCode::out_of_range, {.tensor = to_string(piece.kind)},
-                   "a weight is beyond f16's 65504; load this model as bf16 or f32");
-  }
-  if (!fp8) zero_odd_panels(spec, at, slot);
   return {};
 }
 

@@ -2,11 +2,11 @@
 
 #include <cstring>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 #include "core/error.h"
 #include "gemm/read_matrix.h"
-#include "gemm/reference.h"
 #include "quant/half.h"
 #include "quant/int4.h"
 
@@ -87,48 +87,52 @@ Status pack_matrix(const QuantMatrix& m, const Target& to) {
   return {};
 }
 
+// Output i of a bias becomes lane i % each + offset of pair i / each.
+void pack_bias(const StoredMatrix& bias, int64_t each, int64_t offset, std::byte* section) {
+  auto* out = reinterpret_cast<float*>(section);
+  const std::vector<float> from = in_f32(bias);
+  for (int64_t i = 0; i < bias.of.outputs; ++i)
+    out[i / each * kPair + i % each + offset] = from[static_cast<size_t>(i)];
+}
+
 }  // namespace
 
 Status pack_quant_expert(const ExpertSpec& spec, const WeightSource& source, int32_t layer,
                          int32_t expert, std::byte* slot) {
+  using enum WeightKind;
   const QuantSections at = quant_sections(spec);
   std::memset(slot, 0, static_cast<size_t>(at.bytes));
-  const bool ordered = spec.format.act_order;
+  std::vector<MatrixId> ids;
+  for (WeightKind kind : {gate, up, down})
+    if (spec.gated || kind != gate)
+      ids.push_back({{layer, kind, expert},
+                     kind == down ? spec.hidden : spec.intermediate,
+                     kind == down ? spec.intermediate : spec.hidden});
+  for (WeightKind kind : {gate_bias, up_bias, down_bias})
+    if (spec.bias && (spec.gated || kind != gate_bias))
+      ids.push_back({{layer, kind, expert}, kind == down_bias ? spec.hidden : spec.intermediate});
+  MOE_ASSIGN_OR_RETURN(std::vector<StoredMatrix> stored, read_stored(source, ids));
+
   const auto order_at = [&](int64_t offset) {
-    return ordered ? reinterpret_cast<int32_t*>(slot + offset) : nullptr;
-  };
-  const auto matrix = [&](WeightKind kind, int64_t outputs, int64_t inputs,
-                          const Target& to) -> Status {
-    MOE_ASSIGN_OR_RETURN(const QuantBuffer from, read_quantised(source, {layer, kind, expert},
-                                                                spec.format, outputs, inputs));
-    return pack_matrix(from.view(), to).at({.tensor = to_string(kind)});
+    return spec.format.act_order ? reinterpret_cast<int32_t*>(slot + offset) : nullptr;
   };
   const int64_t each = outputs_of_pair(spec);
-  const Target gate = {at.gate_up_panels, slot + at.gate_up, order_at(at.gate_up_order), each, 0};
-  const Target up = {at.gate_up_panels, slot + at.gate_up, order_at(at.gate_up_order), each,
-                     spec.gated ? kPanel : 0};
-  const Target down = {at.down_panels, slot + at.down, order_at(at.down_order), kPair, 0};
-  if (spec.gated)
-    MOE_RETURN_IF_ERROR(matrix(WeightKind::gate, spec.intermediate, spec.hidden, gate));
-  MOE_RETURN_IF_ERROR(matrix(WeightKind::up, spec.intermediate, spec.hidden, up));
-  MOE_RETURN_IF_ERROR(matrix(WeightKind::down, spec.hidden, spec.intermediate, down));
-  if (!spec.bias) return {};
-
-  const auto bias = [&](WeightKind kind, int64_t outputs, int64_t section, int64_t step,
-                        int64_t offset) -> Status {
-    MOE_ASSIGN_OR_RETURN(const std::vector<float> from,
-                         read_f32(source, {layer, kind, expert}, {outputs}));
-    auto* out = reinterpret_cast<float*>(slot + section);
-    for (int64_t i = 0; i < outputs; ++i)
-      out[i / step * kPair + i % step + offset] = from[static_cast<size_t>(i)];
-    return {};
-  };
-  if (spec.gated)
-    MOE_RETURN_IF_ERROR(
-        bias(WeightKind::gate_bias, spec.intermediate, at.gate_up_bias, each, gate.offset));
-  MOE_RETURN_IF_ERROR(
-      bias(WeightKind::up_bias, spec.intermediate, at.gate_up_bias, each, up.offset));
-  return bias(WeightKind::down_bias, spec.hidden, at.down_bias, kPair, 0);
+  for (StoredMatrix& one : stored) {
+    const WeightKind kind = one.of.id.kind;
+    const bool last = kind == down || kind == down_bias;
+    const int64_t step = last ? kPair : each;
+    const int64_t offset = spec.gated && (kind == up || kind == up_bias) ? kPanel : 0;
+    if (one.of.inputs == 0) {
+      pack_bias(one, step, offset, slot + (last ? at.down_bias : at.gate_up_bias));
+      continue;
+    }
+    const Target to = {last ? at.down_panels : at.gate_up_panels,
+                       slot + (last ? at.down : at.gate_up),
+                       order_at(last ? at.down_order : at.gate_up_order), step, offset};
+    MOE_ASSIGN_OR_RETURN(const QuantBuffer from, in_format(source, std::move(one), spec.format));
+    MOE_RETURN_IF_ERROR(pack_matrix(from.view(), to).at({.tensor = to_string(kind)}));
+  }
+  return {};
 }
 
 }  // namespace moe::cpu

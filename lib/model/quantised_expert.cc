@@ -10,23 +10,23 @@ namespace moe {
 
 Status QuantisedExpert::make(const WeightSource& source) {
   const int32_t layer = expert_.layer->spec().layer;
-  buffers_.resize(expert_.matrices.size());
-  scales_.resize(expert_.matrices.size());
-  for (size_t i = 0; i < expert_.matrices.size(); ++i) {
-    const NewMatrix& matrix = expert_.matrices[i];
-    const int64_t rows = matrix.packed.rows, columns = matrix.packed.columns;
-    const WeightId id{layer, matrix.kind, expert_.index};
-    MOE_ASSIGN_OR_RETURN(const std::vector<float> values,
-                         read_dequantised(source, id, rows, columns));
-    Result<QuantBuffer> made = quantise(values, format_, rows, columns);
+  std::vector<MatrixId> ids;
+  for (const NewMatrix& matrix : expert_.matrices)
+    ids.push_back({{layer, matrix.kind, expert_.index}, matrix.packed.rows, matrix.packed.columns});
+  MOE_ASSIGN_OR_RETURN(const std::vector<StoredMatrix> stored, read_stored(source, ids));
+  buffers_.resize(ids.size());
+  scales_.resize(ids.size());
+  for (size_t i = 0; i < ids.size(); ++i) {
+    const std::vector<float> values = in_f32(stored[i]);
+    Result<QuantBuffer> made = quantise(values, format_, ids[i].outputs, ids[i].inputs);
     if (!made.ok())
       return made.status().at({.file = source.name(),
-                               .tensor = to_string(matrix.kind),
+                               .tensor = to_string(ids[i].id.kind),
                                .layer = layer,
                                .expert = expert_.index});
     buffers_[i] = std::move(*made);
     add_error(values, buffers_[i].view());
-    MOE_RETURN_IF_ERROR(set(id, i));
+    MOE_RETURN_IF_ERROR(set(ids[i].id, i));
   }
   return expert_.spec().bias ? set_biases(source, layer) : Status();
 }
