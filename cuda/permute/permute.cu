@@ -67,6 +67,7 @@ __global__ void __launch_bounds__(kThreads) permute(const PermuteArgs args) {
 
   const int rows = count[expert];
   const int tiles = tiles_of(args, expert, rows);
+  if (threadIdx.x == 0) count_rows(args, expert, rows);
   if (expert == args.num_experts - 1 && threadIdx.x == 0) *args.tile_count = first_tile + tiles;
   for (int i = threadIdx.x; i < tiles; i += kThreads)
     args.tiles[first_tile + i] = {

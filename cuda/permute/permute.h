@@ -35,7 +35,18 @@ struct PermuteArgs {
   int32_t* row_of_pair = nullptr;  // (tokens * top_k): the permuted row of a pair; -1: none
   TokenTile* tiles = nullptr;      // (max_tiles)
   int32_t* tile_count = nullptr;   // (1)
+
+  uint64_t* expert_rows = nullptr;  // (num_experts): rows are added to; or null
 };
+
+// One thread for each expert that has rows.
+#if defined(__CUDACC__)
+__device__ inline void count_rows(const PermuteArgs& args, int expert, int rows) {
+  if (args.expert_rows && rows > 0)
+    atomicAdd(reinterpret_cast<unsigned long long*>(args.expert_rows) + expert,
+              static_cast<unsigned long long>(rows));
+}
+#endif
 
 // Bound of tile_count.
 constexpr int64_t max_tiles(int64_t pairs, int64_t num_experts, int64_t tile_tokens) {

@@ -194,7 +194,8 @@ cudaError_t launch_logits(const LogitsArgs& args, cudaStream_t stream) {
   const bool vector = args.hidden % 8 == 0 && aligned_by_8(args.rows);
   constexpr int64_t kMostFew = int64_t{65535} * kFew;  // rows of a grid
   // A grid of few tiles waits for memory: 200 us at 64 rows of 64 candidates.
-  if (args.tokens <= 64 * kFew || (args.candidates <= 16 && args.tokens <= kMostFew)) {
+  if (!args.batch_invariant &&
+      (args.tokens <= 64 * kFew || (args.candidates <= 16 && args.tokens <= kMostFew))) {
     const dim3 grid(static_cast<unsigned>(args.candidates), blocks_of(args.tokens, kFew));
     return launch(vector ? few_logits<true> : few_logits<false>, grid, kFewThreads, 0, stream,
                   args);

@@ -17,7 +17,8 @@ struct LogitsArgs {
   int64_t hidden = 0;
   int32_t candidates = 0;
   const ForwardNote* note = nullptr;
-  float* logits = nullptr;  // (tokens, candidates); rows past note->rows stay as they are
+  float* logits = nullptr;       // (tokens, candidates); rows past note->rows stay as they are
+  bool batch_invariant = false;  // one order of sums, whatever `tokens` is
 };
 cudaError_t launch_logits(const LogitsArgs& args, cudaStream_t stream);
 

@@ -141,6 +141,7 @@ __global__ void __launch_bounds__(kThreads)
       }
       const int first_row = row + (sum >> 16) - rows, first = tile + (sum & 0xFFFF) - tiles;
       if (e < experts) begin[e] = first_row;
+      count_rows(out, e, rows);
       for (int i = 0; i < tiles; ++i)
         out.tiles[first + i] = {slot, first, tiles, first_row, rows, e, {0, 0}};
       const int total = __shfl_sync(~0u, sum, 31);

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <chrono>
 #include <mutex>
+#include <numeric>
 #include <thread>
 
 #include "core/error.h"
@@ -191,7 +192,7 @@ class CudaModel final : public DeviceModel {
       MOE_RETURN_IF_ERROR(plan_layer(store_, *layer, plans_.back().get())
                               .at({.layer = layer->spec.layer, .phase = Phase::plan}));
     }
-    return {};
+    return make_counts();
   }
 
   size_t workspace_bytes(int64_t tokens) const override {
@@ -212,8 +213,10 @@ class CudaModel final : public DeviceModel {
   }
 
   Status forward(DeviceContext& any_context, const DeviceForward& f) override;
+  Status read_counts(size_t index, LayerMetrics* counts) override;
 
  private:
+  Status make_counts();
   Status check_asked(const LayerPlan& plan, const DeviceForward& f, bool capturing) const;
   Status run_waves(CudaContext& context, const DeviceForward& f, const LayerArgs& args);
   Status run_wave(CudaContext& context, const DeviceForward& f, const LayerArgs& args,
@@ -223,7 +226,11 @@ class CudaModel final : public DeviceModel {
   CudaStore& device_;
   int multiprocessors_ = 0;
   std::vector<std::unique_ptr<LayerPlan>> plans_;  // parallel to the store's layers
+  Buffer counts_;                                  // of all layers; where each begins:
+  std::vector<LayerTotals*> totals_;               // its rows of experts follow
 };
+
+uint64_t* expert_rows(LayerTotals* totals) { return reinterpret_cast<uint64_t*>(totals + 1); }
 
 Rows rows_of(const TensorView& view) { return {view.data, view.dtype, view.strides[0]}; }
 
@@ -247,6 +254,7 @@ void fill_args(const LayerPlan& plan, const DeviceForward& f, const TableReader&
   args->hidden = rows_of(f.hidden);
   args->out = {f.out.data, f.out.dtype, f.out.strides[0]};
   args->accumulate = options.accumulate;
+  args->batch_invariant = options.batch_invariant;
   args->router_rows = options.router_input.data ? rows_of(options.router_input) : args->hidden;
   if (options.router_logits.data) args->logits = rows_of(options.router_logits);
   if (options.routing_in) {
@@ -291,9 +299,9 @@ Status CudaModel::check_asked(const LayerPlan& plan, const DeviceForward& f, boo
                  kMaxTopK);
   if (f.layer.spec.router.selection == Selection::sparsemixer && f.top_k > 2)
     return invalid_argument(place, "top_k is {}; sparsemixer chooses at most 2", f.top_k);
-  if (f.options.batch_invariant)
+  if (f.options.batch_invariant && plan.shape.routed.element_bytes == 1)
     return error(StatusCode::unimplemented, place,
-                 "batch_invariant: the GPU's kernels choose tiles by the number of rows");
+                 "batch_invariant: the GPU's fp8 kernels choose their rows' type by their number");
   if (f.hidden.shape[0] * f.top_k >= INT32_MAX)
     return error(StatusCode::unimplemented, place,
                  "{} rows of top_k {}; one forward on a GPU takes fewer than 2^31 pairs: split it",
@@ -325,8 +333,10 @@ Status CudaModel::forward(DeviceContext& any_context, const DeviceForward& f) {
   reader.cell = device_.cell(f.layer.index);
   reader.report = f.options.report;
   reader.valid_rows = f.options.valid_rows;
+  reader.totals = totals_[f.layer.index];
   LayerArgs args;
   fill_args(plan, f, reader, &args);
+  args.expert_rows = expert_rows(reader.totals);
   {
     std::lock_guard lock(store_.mutex);
     fill_rule(*f.layer.serving->block, &args.rule, &reader);
@@ -344,6 +354,40 @@ Status CudaModel::forward(DeviceContext& any_context, const DeviceForward& f) {
   }
   if (capturing) return context.note_capture(), Status();
   return context.record();
+}
+
+// ---- what was counted
+
+Status CudaModel::make_counts() {
+  std::vector<size_t> begins;
+  size_t bytes = 0;
+  for (const auto& plan : plans_) {
+    begins.push_back(bytes);
+    bytes += sizeof(LayerTotals) + static_cast<size_t>(plan->shape.num_experts) * sizeof(uint64_t);
+  }
+  if (bytes == 0) return {};
+  MOE_ASSIGN_OR_RETURN(counts_,
+                       Buffer::allocate(device_.memory(), bytes, "a model's counters", kAlignment));
+  for (const size_t begin : begins)
+    totals_.push_back(reinterpret_cast<LayerTotals*>(counts_.data() + begin));
+  return device_.clear(counts_.data(), bytes);
+}
+
+Status CudaModel::read_counts(size_t index, LayerMetrics* counts) {
+  const DeviceScope scope(device_.index());
+  std::vector<uint64_t> values(sizeof(LayerTotals) / sizeof(uint64_t) + counts->expert_rows.size());
+  MOE_RETURN_IF_ERROR(
+      device_.read(totals_[index], values.data(), values.size() * sizeof(uint64_t)));
+  const LayerTotals totals{values[0], values[1], values[2], values[3]};
+  counts->forwards = static_cast<int64_t>(totals.forwards);
+  counts->rows = static_cast<int64_t>(totals.rows);
+  counts->nonfinite_rows = static_cast<int64_t>(totals.nonfinite_rows);
+  counts->dropped = static_cast<int64_t>(totals.dropped);
+  const auto rows = values.begin() + sizeof(LayerTotals) / sizeof(uint64_t);
+  counts->expert_rows.assign(rows, values.end());
+  counts->assignments =
+      std::accumulate(counts->expert_rows.begin(), counts->expert_rows.end(), int64_t{0});
+  return {};
 }
 
 // ---- paged layers: ids go to the host, slots come back, wave after wave
@@ -389,9 +433,11 @@ Status CudaModel::run_waves(CudaContext& context, const DeviceForward& f, const 
   std::vector<Need> needed;
   for (const int32_t e : f.experts.distinct())
     needed.push_back({e, versions->experts[static_cast<size_t>(e)]});
+  LayerArgs wave = args;
   while (!needed.empty()) {
     MOE_RETURN_IF_ERROR(store_.acquire(f.layer, needed, f.deadline_at_ns, &f.wave));
-    const Status status = run_wave(context, f, args, slots);
+    const Status status = run_wave(context, f, wave, slots);
+    wave.expert_rows = nullptr;  // the first wave counts all
     std::erase_if(needed, [&](const Need& need) {
       return std::any_of(f.wave.members.begin(), f.wave.members.end(),
                          [&](const Wave::Member& m) { return m.need == need; });

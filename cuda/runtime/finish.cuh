@@ -19,6 +19,17 @@ __device__ inline void finish(const Finish& args) {
     report.error = note.error;
     *args.report = report;
   }
+  if (args.totals) {
+    const auto add = [](uint64_t& total, int64_t more) {
+      if (more > 0)
+        atomicAdd(reinterpret_cast<unsigned long long*>(&total),
+                  static_cast<unsigned long long>(more));
+    };
+    add(args.totals->forwards, 1);
+    add(args.totals->rows, args.note->rows);
+    add(args.totals->nonfinite_rows, args.note->counts.nonfinite_rows);
+    add(args.totals->dropped, args.note->counts.dropped);
+  }
   if (!args.counters) return;
   __threadfence_system();
   *static_cast<volatile uint64_t*>(&args.counters->exited) = args.counters->entered;

@@ -218,8 +218,10 @@ cudaError_t enqueue_logits(const Forward& f, const float** logits, cudaStream_t 
       return error;
     router.rows = {f.work.normalized, DType::f32, args.pool.shape.hidden};
   }
+  router.batch_invariant = args.batch_invariant;
   constexpr int64_t kFew = 512;  // rows for which a block a candidate is faster
-  if (args.reader->bf16_router && args.tokens > kFew && fits_matrix_units(router))
+  const bool many = args.tokens > kFew || args.batch_invariant;
+  if (args.reader->bf16_router && many && fits_matrix_units(router))
     return launch_matrix_logits(router, f.work.note, stream);
   return launch_logits(router, stream);
 }
@@ -248,9 +250,9 @@ TopKArgs topk_args(const Forward& f, const float* logits) {
 }
 
 PermuteArgs permute_args(const Forward& f) {
-  return {f.work.ids,   f.args.tokens,           f.args.top_k,     f.args.pool.num_experts,
-          f.slots(),    f.kernels.tile_tokens(), f.work.row_token, f.work.row_of_pair,
-          f.work.tiles, f.work.tile_count};
+  return {f.work.ids,   f.args.tokens,           f.args.top_k,      f.args.pool.num_experts,
+          f.slots(),    f.kernels.tile_tokens(), f.work.row_token,  f.work.row_of_pair,
+          f.work.tiles, f.work.tile_count,       f.args.expert_rows};
 }
 
 cudaError_t enqueue_choice(const Forward& f, cudaStream_t stream) {
@@ -492,7 +494,8 @@ cudaError_t enqueue_sum(const Forward& f, cudaStream_t stream) {
   sum.accumulate = args.accumulate;
   sum.note = f.note();
   if (args.reader)
-    sum.finish = {args.paged ? nullptr : args.reader->counters, f.work.note, args.reader->report};
+    sum.finish = {args.paged ? nullptr : args.reader->counters, f.work.note, args.reader->report,
+                  args.reader->totals};
   return launch_combine(sum, stream);
 }
 

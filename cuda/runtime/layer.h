@@ -56,6 +56,7 @@ struct TableReader {
   EpochCounters* counters = nullptr;         // of the context
   const DeviceTable* const* cell = nullptr;  // of the layer
   ForwardReport* report = nullptr;           // pinned, or null
+  LayerTotals* totals = nullptr;             // of the layer, or null
   const int64_t* valid_rows = nullptr;       // on the device, or null: all
   bool bf16_router = false;                  // what the table's block holds
   bool has_selection_bias = false;
@@ -80,6 +81,7 @@ struct LayerArgs : Network {
   Rows hidden;      // (tokens, hidden)
   MutableRows out;  // (tokens, hidden)
   bool accumulate = false;
+  bool batch_invariant = false;  // a row's bits depend on that row alone
 
   // Where the routing comes from: these ids and weights; these logits; or the router on these rows.
   const int32_t* ids_in = nullptr;     // (tokens, top_k)
@@ -96,6 +98,8 @@ struct LayerArgs : Network {
 
   // Experts come in waves, each with slots of its own: see enqueue_experts().
   bool paged = false;
+
+  uint64_t* expert_rows = nullptr;  // (candidates), rows are added to; or null: not counted
 
   // For measurements; -1 chooses.
   int32_t size = -1;    // TileClass

@@ -44,11 +44,20 @@ struct BeginArgs {
 };
 cudaError_t launch_begin(const BeginArgs& args, cudaStream_t stream);
 
+// What a model counts of a layer, in device memory; its expert rows follow (permute/permute.h).
+struct LayerTotals {
+  uint64_t forwards = 0;
+  uint64_t rows = 0;
+  uint64_t nonfinite_rows = 0;
+  uint64_t dropped = 0;
+};
+
 // What the last kernel does when everything it waited for is done; any one thread.
 struct Finish {
   EpochCounters* counters = nullptr;  // to leave; null: none, or left already
   const ForwardNote* note = nullptr;
   ForwardReport* report = nullptr;  // pinned memory, or null
+  LayerTotals* totals = nullptr;    // added to; or null
 };
 
 // Leaves the epoch before the last kernel, where waves of experts follow; or after an error.

@@ -78,9 +78,18 @@ Status CudaStore::start(size_t layers) {
   counters_ = reinterpret_cast<EpochCounters*>(fixed_);
   cells_ = reinterpret_cast<const DeviceTable**>(fixed_ + counters);
   reader_taken_.resize(kMostContexts, false);
-  MOE_RETURN_IF_ERROR(
-      check(cudaMemsetAsync(fixed_, 0, fixed_bytes_, stream_), "clear memory", place));
-  return check(cudaStreamSynchronize(stream_), "clear memory", place);
+  return clear(fixed_, fixed_bytes_);
+}
+
+Status CudaStore::clear(void* to, size_t bytes) {
+  MOE_RETURN_IF_ERROR(check(cudaMemsetAsync(to, 0, bytes, stream_), "clear memory"));
+  return check(cudaStreamSynchronize(stream_), "clear memory");
+}
+
+Status CudaStore::read(const void* from, void* to, size_t bytes) {
+  MOE_RETURN_IF_ERROR(check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream_),
+                            "read device memory"));
+  return check(cudaStreamSynchronize(stream_), "read device memory");
 }
 
 CudaStore::~CudaStore() {

@@ -44,6 +44,10 @@ class CudaStore final : public StoreDevice {
   Result<EpochCounters*> add_reader();
   void remove_reader(EpochCounters* reader);
 
+  // Of device memory, complete when they return.
+  Status clear(void* to, size_t bytes);
+  Status read(const void* from, void* to, size_t bytes);
+
  private:
   CudaStore(int32_t index, const Services& services);
   Status start(size_t layers);

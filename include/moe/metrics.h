@@ -30,7 +30,9 @@ struct Metrics {
   std::vector<LayerMetrics> layers;  // ascending in layer
 };
 
-// Counters since the model was made. Cheap; takes no lock that a forward holds.
+// Counters since the model was made. Takes no lock that a forward holds. On a GPU forwards count
+// when they run, replays of captured graphs too; the call copies the counters back, and `seconds`
+// is the time of enqueueing.
 MOE_API Metrics metrics(const Model& model);
 
 // Prometheus text exposition format 0.0.4. `model_label` becomes the label `model`.

@@ -108,7 +108,8 @@ struct ForwardOptions {
 
   bool accumulate = false;       // out += result
   bool skip_shared = false;      // leave shared experts out
-  bool batch_invariant = false;  // a row's bits depend on that row alone; refused if impossible
+  bool batch_invariant = false;  // a row's bits depend on that row alone; refused where the layer
+                                 // drops rows beyond a capacity
   int64_t deadline_ns = 0;       // most time this call may take, from its entry; 0: 60 s
 
   ForwardReport* report = nullptr;  // written by the call

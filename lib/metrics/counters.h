@@ -17,6 +17,8 @@ class LayerCounters {
 
   // `ids`: (rows, top_k), -1 = none.
   void add(const ForwardReport& report, std::span<const int32_t> ids, int64_t nanoseconds);
+  // Of a forward that is counted elsewhere.
+  void add_time(int64_t nanoseconds);
   LayerMetrics read() const;
 
  private:

@@ -74,6 +74,8 @@ void LayerCounters::add(const ForwardReport& report, std::span<const int32_t> id
   nanoseconds_.fetch_add(nanoseconds, kRelaxed);
 }
 
+void LayerCounters::add_time(int64_t nanoseconds) { nanoseconds_.fetch_add(nanoseconds, kRelaxed); }
+
 LayerMetrics LayerCounters::read() const {
   LayerMetrics m;
   m.layer = layer_;
@@ -89,11 +91,13 @@ LayerMetrics LayerCounters::read() const {
 
 Metrics metrics(const Model& model) {
   Metrics m;
-  for (const auto& counters : model.impl()->counters) {
-    m.layers.push_back(counters->read());
+  const Model::Impl& impl = *model.impl();
+  for (size_t i = 0; i < impl.counters.size(); ++i) {
+    m.layers.push_back(impl.counters[i]->read());
+    if (impl.device) (void)impl.device->read_counts(i, &m.layers.back());
     m.forwards += m.layers.back().forwards;
   }
-  m.errors = model.impl()->errors.load(kRelaxed);
+  m.errors = impl.errors.load(kRelaxed);
   return m;
 }
 

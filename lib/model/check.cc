@@ -108,6 +108,12 @@ Status check_forward(const LayerSpec& spec, const TensorView& hidden, const Muta
     return error(StatusCode::unimplemented, {},
                  "usage is recorded on the CPU only; on {} set routing_out and record() its ids",
                  name_of(device));
+  if (options.batch_invariant && spec.router.capacity > 0 && !options.routing_in)
+    return error(
+        StatusCode::failed_precondition, {},
+        "batch_invariant: layer {} drops rows beyond its capacity of {}, by what else is in "
+        "the batch",
+        spec.layer, spec.router.capacity);
   if (options.deadline_ns < 0)
     return invalid_argument({}, "deadline_ns is {}; it must not be negative", options.deadline_ns);
 

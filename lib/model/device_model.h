@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <memory>
 
-#include "moe/model.h"
+#include "moe/metrics.h"
 #include "store/forward_experts.h"
 #include "store/store_impl.h"
 
@@ -40,6 +40,10 @@ class DeviceModel {
                                                               int64_t max_tokens) = 0;
   // Enqueues the forward; waits only for absent experts of paged layers.
   virtual Status forward(DeviceContext& context, const DeviceForward& forward) = 0;
+
+  // What forwards of the store's layer `index` counted when they ran, replays of graphs included:
+  // all but the layer and the time. `counts` has its expert rows.
+  virtual Status read_counts(size_t index, LayerMetrics* counts) = 0;
 };
 
 // For a store on a GPU; `options` are the model's. unimplemented, with what no kernel serves.

@@ -90,7 +90,7 @@ Status Model::Impl::forward(Context::Impl& context, int32_t layer, const TensorV
                                                           .wave = context.wave,
                                                           .experts = context.experts,
                                                           .deadline_at_ns = start + limit}));
-    counters[found->index]->add({.rows = rows}, {}, services.clock().now_ns() - start);
+    counters[found->index]->add_time(services.clock().now_ns() - start);
     return {};
   }
   LayerForward f{.store = inner,

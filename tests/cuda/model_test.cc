@@ -302,9 +302,6 @@ TEST_CASE("a forward leaves the caller's CUDA state alone and allocates once", "
   CHECK(overload.code() == StatusCode::failed_precondition);
   const Status elsewhere = model.forward(context, 0, hidden.view(), out.mutable_view());
   CHECK(elsewhere.code() == StatusCode::invalid_argument);
-  const Status invariant =
-      model.forward(context, 0, in.view(), out.mutable_view(), {.batch_invariant = true});
-  CHECK(invariant.code() == StatusCode::unimplemented);
 }
 
 TEST_CASE("a host's own device memory serves everything and comes back", "[cuda]") {

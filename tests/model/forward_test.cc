@@ -105,6 +105,15 @@ TEST_CASE("a row's bits do not depend on its batch", "[model][mission-133]") {
     must(model.forward(0, row, one.mutable_view()));
     CHECK(std::memcmp(one.bytes.data(), out.bytes.data() + t * 96, 96) == 0);
   }
+
+  LayerSpec limited = *model.layer(0);
+  limited.router.capacity = 5;
+  RandomModel other({limited}, random, DType::f32);
+  Model drops = make_model(other.source());
+  const Status refused =
+      drops.forward(0, hidden.view(), out.mutable_view(), {.batch_invariant = true});
+  CHECK(refused.code() == StatusCode::failed_precondition);
+  CHECK(refused.message().find("capacity of 5") != std::string_view::npos);
 }
 
 TEST_CASE("sequential execution gives the same bits", "[model][mission-31]") {
