@@ -3,12 +3,12 @@
 #include <cmath>
 #include <cstring>
 #include <filesystem>
-#include <map>
 #include <thread>
 
 #include "catch.h"
 #include "cuda/pair.h"
 #include "cuda/plain_bf16.h"
+#include "model/golden.h"
 #include "moe/moe.h"
 #include "store/store_impl.h"
 
@@ -22,32 +22,15 @@ using moe::test::skip;
 
 // ---- goldens
 
-struct Golden {
-  TensorFile file;
-  std::map<std::string, Checkpoint::Tensor> tensors;
-
-  explicit Golden(const std::filesystem::path& path) : file(must(TensorFile::open(path.string()))) {
-    for (const auto& tensor : file.tensors()) tensors.emplace(tensor.name, tensor);
-  }
-  template <class T>
-  std::vector<T> read(const std::string& name) const {
-    const auto& tensor = tensors.at(name);
-    std::vector<T> values(tensor.bytes / sizeof(T));
-    must(file.read(tensor, values.data()));
-    return values;
-  }
-  bool has(const std::string& name) const { return tensors.count(name) > 0; }
-};
-
 struct GoldenRun {
   Error error;  // of all rows against the fp32 answer
   Error plain;  // of plain bf16
   int blocks = 0;
 };
 
-void run_block(const WeightSource& source, Model& model, Context& context, int32_t layer,
-               const Golden& golden, const std::string& x, const std::string& y,
-               const std::string& routing_prefix, GoldenRun& run) {
+void run_block(const WeightSource& source, Model& model, Context& context,
+               const test::Golden& golden, const test::GoldenBlock& block, GoldenRun& run) {
+  const auto& [layer, x, y, routing_prefix] = block;
   INFO("layer " << layer << " " << x);
   const int64_t rows = golden.tensors.at(x).shape[0], hidden = golden.tensors.at(x).shape[1];
   const int32_t top_k = must(model.layer(layer)).router.top_k;
@@ -102,21 +85,10 @@ void run_folder(const std::string& folder, int families, ModelOptions options = 
     options.device = kGpu;
     Model model = must(Model::load(entry.path().string(), options));
     Context context = must(Context::create(model, {.stream = cuda_stream(stream.stream)}));
-    const Golden golden(entry.path() / "golden.safetensors");
+    const test::Golden golden = test::Golden::open(entry.path() / "golden.safetensors");
     GoldenRun run;
-    for (const LayerSpec& spec : model.layers()) {
-      const std::string prefix = "layers." + std::to_string(spec.layer) + ".";
-      if (golden.has(prefix + "input"))
-        run_block(source, model, context, spec.layer, golden, prefix + "input", prefix + "output",
-                  prefix, run);
-      for (const auto& [tensor, unused] : golden.tensors)
-        if (tensor.rfind(prefix + "x", 0) == 0 &&
-            tensor.find('.', prefix.size()) == std::string::npos) {
-          std::string answer = tensor;
-          answer[prefix.size()] = 'y';
-          run_block(source, model, context, spec.layer, golden, tensor, answer, tensor + ".", run);
-        }
-    }
+    for (const test::GoldenBlock& block : test::blocks_of(golden, model.layers()))
+      run_block(source, model, context, golden, block, run);
     std::printf("golden %s/%s: %d blocks, error %.2e, plain bf16 %.2e\n", folder.c_str(),
                 name.c_str(), run.blocks, run.error.relative(), run.plain.relative());
     CHECK(run.blocks >= 3);

@@ -1,4 +1,6 @@
 // The published models' own answers: every MoE block of ../shared/goldens.
+#include "golden.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -17,28 +19,6 @@ using namespace moe;
 
 namespace {
 
-struct Golden {
-  std::map<std::string, Checkpoint::Tensor> tensors;
-  TensorFile file;
-
-  static Golden open(const std::filesystem::path& path) {
-    auto file = TensorFile::open(path.string());
-    INFO(file.status().message());
-    REQUIRE(file.ok());
-    std::map<std::string, Checkpoint::Tensor> tensors;
-    for (const auto& tensor : file->tensors()) tensors.emplace(tensor.name, tensor);
-    return {std::move(tensors), std::move(*file)};
-  }
-  template <class T>
-  std::vector<T> read(const std::string& name) const {
-    const auto& tensor = tensors.at(name);
-    std::vector<T> values(tensor.bytes / sizeof(T));
-    REQUIRE(file.read(tensor, values.data()).ok());
-    return values;
-  }
-  bool has(const std::string& name) const { return tensors.count(name) > 0; }
-};
-
 // One row's choice as expert -> weight; places without an expert are left out.
 std::map<int64_t, float> choice(const auto* ids, const float* weights, int64_t top_k) {
   std::map<int64_t, float> chosen;
@@ -52,8 +32,9 @@ struct Blocks {
   int choices = 0;
 };
 
-void compare_block(Model& model, int32_t layer, const Golden& golden, const std::string& x,
-                   const std::string& y, const std::string& routing_prefix, Blocks& blocks) {
+void compare_block(Model& model, const test::Golden& golden, const test::GoldenBlock& block,
+                   Blocks& blocks) {
+  const auto& [layer, x, y, routing_prefix] = block;
   INFO("layer " << layer << " " << x);
   const auto input = golden.read<float>(x), wanted = golden.read<float>(y);
   const int64_t rows = golden.tensors.at(x).shape[0], hidden = golden.tensors.at(x).shape[1];
@@ -99,21 +80,10 @@ void compare_folder(const std::string& folder, size_t families) {
     auto model = Model::load(entry.path().string());
     INFO(model.status().message());
     REQUIRE(model.ok());
-    const Golden golden = Golden::open(entry.path() / "golden.safetensors");
+    const test::Golden golden = test::Golden::open(entry.path() / "golden.safetensors");
     Blocks blocks;
-    for (const LayerSpec& spec : model->layers()) {
-      const std::string prefix = "layers." + std::to_string(spec.layer) + ".";
-      if (golden.has(prefix + "input"))
-        compare_block(*model, spec.layer, golden, prefix + "input", prefix + "output", prefix,
-                      blocks);
-      for (const auto& [name, tensor] : golden.tensors)
-        if (name.rfind(prefix + "x", 0) == 0 &&
-            name.find('.', prefix.size()) == std::string::npos) {
-          std::string answer = name;
-          answer[prefix.size()] = 'y';
-          compare_block(*model, spec.layer, golden, name, answer, name + ".", blocks);
-        }
-    }
+    for (const test::GoldenBlock& block : test::blocks_of(golden, model->layers()))
+      compare_block(*model, golden, block, blocks);
     CHECK(blocks.compared >= 3);
   }
   CHECK(seen == families);
