@@ -84,6 +84,21 @@ enum class PrefetchKind : int32_t {
   activation,  // what the remembered sequence that resembles the current one most used next
 };
 
+// Where the weights of one version are read from.
+struct VersionSource {
+  uint32_t version = 0;                  // as the snapshot numbers it
+  const WeightSource* source = nullptr;  // not owned; must outlive the store
+};
+
+// What a store goes on from. See snapshot.h.
+struct RestoreOptions {
+  std::string snapshot;  // file that save_snapshot() wrote; empty: the store begins anew
+
+  // Of the versions in the snapshot; one at most may be missing, which is what the store is opened
+  // with.
+  std::vector<VersionSource> sources;
+};
+
 // What a store holds, and on which device.
 struct ExpertStoreOptions {
   Device device = {};  // whose memory the slots are
@@ -104,6 +119,11 @@ struct ExpertStoreOptions {
 
   // How experts are kept; empty: as the source has them. int8 and int4 quantise while they load.
   std::optional<Format> format;
+
+  // Opening fails, and nothing is changed, if the snapshot is damaged (data_loss), of a later
+  // format (unimplemented), of another model, layout or policy (failed_precondition), or if the
+  // weights are not those that it was taken of (data_loss). CPU.
+  RestoreOptions restore;
 
   std::vector<int32_t> layers;              // empty: all of the source's
   std::string gemm;                         // name of the backend whose layout the slots have

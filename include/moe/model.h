@@ -44,6 +44,7 @@ struct ModelOptions {
   EventSink* events = nullptr;                 // of the store; not owned, must outlive the model
   PrefetchKind prefetch = PrefetchKind::none;  // as ExpertStoreOptions says
   int64_t scrub_bytes_per_second = 0;          // ditto
+  RestoreOptions restore;                      // ditto; ignored over a store that is given
 
   // How experts are kept; empty: as the source has them. int8 and int4 quantise while they load, so
   // that a bf16 model takes half or a quarter of its memory. Ignored over a store that is given.

@@ -16,6 +16,7 @@
 #include "moe/replica_choice.h"
 #include "moe/router.h"
 #include "moe/simulate.h"
+#include "moe/snapshot.h"
 #include "moe/status.h"
 #include "moe/stream.h"
 #include "moe/tensor.h"

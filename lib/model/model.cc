@@ -25,6 +25,7 @@ ExpertStoreOptions store_options(const ModelOptions& options) {
           .prefetch = options.prefetch,
           .scrub_bytes_per_second = options.scrub_bytes_per_second,
           .format = options.format,
+          .restore = options.restore,
           .layers = options.layers,
           .gemm = options.gemm,
           .gemm_options = options.gemm_options,

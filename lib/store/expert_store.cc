@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "core/error.h"
-#include "core/parallel.h"
 #include "store/finite_source.h"
 #include "store/layer_block.h"
 #include "store/store_impl.h"
@@ -182,64 +181,6 @@ Status ExpertStore::Impl::start_loader() {
   return status;
 }
 
-Status ExpertStore::Impl::load_all() {
-  struct Item {
-    StoreLayer* layer;
-    Need need;
-    int64_t slot = -1;
-  };
-  std::vector<Item> items;
-  std::shared_ptr<Version> first = add_version(source);
-  int64_t total = 0, done = 0;
-  for (auto& layer : layers) {
-    SlotClass& slots = classes[layer->routed.slot_class];
-    layer->experts.resize(static_cast<size_t>(layer->spec.router.num_experts));
-    for (size_t e = 0; e < layer->experts.size() && !slots.paged(); ++e) {
-      items.push_back({layer.get(), {static_cast<int32_t>(e), first->number}});
-      slots.residency->add({layer->spec.layer, static_cast<int32_t>(e)}, first->number);
-    }
-    if (layer->shared.gemm) items.push_back({layer.get(), {kSharedExpert, first->number}});
-  }
-  for (Item& item : items) {
-    MOE_ASSIGN_OR_RETURN(item.slot, take_slot(*item.layer, item.need));
-    total += static_cast<int64_t>(compute_of(*item.layer, item.need.expert).layout.bytes);
-  }
-
-  std::mutex progress_mutex;
-  std::vector<Status> statuses(items.size());
-  std::atomic<bool> stop{false};
-  parallel_for(&services.executor(), static_cast<int64_t>(items.size()), [&](int64_t i, int) {
-    if (stop.load(std::memory_order_relaxed)) return;
-    Item& item = items[static_cast<size_t>(i)];
-    Status& status = statuses[static_cast<size_t>(i)];
-    load(*item.layer, item.need, item.slot);
-    {
-      std::lock_guard lock(mutex);
-      status = record(*item.layer, item.need.expert).reason;
-    }
-    if (status.ok() && options.progress) {
-      std::lock_guard lock(progress_mutex);
-      done += static_cast<int64_t>(compute_of(*item.layer, item.need.expert).layout.bytes);
-      if (!options.progress(options.progress_argument, done, total))
-        status = Status(StatusCode::cancelled, "loading was cancelled by the progress callback",
-                        {.phase = Phase::load});
-    }
-    if (!status.ok()) stop.store(true, std::memory_order_relaxed);
-  });
-  for (Status& status : statuses) MOE_RETURN_IF_ERROR(std::move(status));
-
-  for (auto& layer : layers) {
-    const ExpertCopy* shared =
-        layer->shared.gemm ? find_copy(*layer, {kSharedExpert, first->number}) : nullptr;
-    MOE_ASSIGN_OR_RETURN(auto block, make_block(*layer, *first, shared));
-    layer->serving = std::make_shared<LayerVersions>(LayerVersions{
-        std::move(block), std::vector<uint32_t>(layer->experts.size(), first->number), {first}});
-  }
-  reserve_tables();
-  for (auto& layer : layers) MOE_RETURN_IF_ERROR(publish(*layer));
-  return {};
-}
-
 // The router's tensors of one version, with the shared expert that `shared` holds.
 Result<std::shared_ptr<const LayerBlock>> ExpertStore::Impl::make_block(StoreLayer& layer,
                                                                         const Version& version,
@@ -257,13 +198,13 @@ Result<std::shared_ptr<const LayerBlock>> ExpertStore::Impl::make_block(StoreLay
   return std::shared_ptr<const LayerBlock>(std::move(block));
 }
 
-std::shared_ptr<Version> ExpertStore::Impl::add_version(const WeightSource& from) {
-  auto version = std::make_shared<Version>(newest_version + 1, from);
+std::shared_ptr<Version> ExpertStore::Impl::add_version(uint32_t number, const WeightSource& from) {
+  auto version = std::make_shared<Version>(number, from);
   for (const auto& layer : layers)
     version->digests.emplace_back(static_cast<size_t>(layer->spec.router.num_experts) + 1);
   std::lock_guard lock(mutex);
   versions.push_back(version);
-  ++newest_version;
+  newest_version = std::max(newest_version, number);
   return version;
 }
 

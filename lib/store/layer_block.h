@@ -23,6 +23,9 @@ struct LayerBlock {
   std::unique_ptr<DeviceCopy> copy;  // null on the CPU
 };
 
+// XXH3 over the router's tensors.
+uint64_t digest_of(const LayerBlock& block);
+
 // Reads every tensor that `layer` has. `shared` is where its shared expert lies.
 Result<std::shared_ptr<LayerBlock>> load_layer_block(const WeightSource& source, int32_t layer,
                                                      const std::byte* shared);

@@ -95,7 +95,7 @@ Result<uint64_t> ExpertStore::Impl::pack(const StoreLayer& layer, int32_t expert
 }
 
 // Fills the slot that take_slot() gave for `need`. Runs on a loader's thread.
-void ExpertStore::Impl::load(StoreLayer& layer, Need need, int64_t slot) noexcept {
+Status ExpertStore::Impl::load(StoreLayer& layer, Need need, int64_t slot) noexcept {
   const size_t slot_class = compute_of(layer, need.expert).slot_class;
   std::shared_ptr<Version> version;
   std::byte* to;
@@ -130,6 +130,7 @@ void ExpertStore::Impl::load(StoreLayer& layer, Need need, int64_t slot) noexcep
   changed.notify_all();
   if (!digest.ok())
     tell(StoreEventKind::load_failed, layer.spec.layer, need.expert, digest.status());
+  return digest.status();
 }
 
 Status ExpertStore::Impl::fill(Move& m, int64_t end_ns, int at_once) {
@@ -145,7 +146,7 @@ Status ExpertStore::Impl::fill(Move& m, int64_t end_ns, int at_once) {
     f.slot = *taken;
     f.status = guarded({}, [&]() -> Status {
       const auto job = [this, layer = f.layer, need = f.need, slot = f.slot] {
-        load(*layer, need, slot);
+        (void)load(*layer, need, slot);
         std::lock_guard done(mutex);
         --loads_in_flight, ++changes;
         changed.notify_all();

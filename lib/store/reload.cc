@@ -49,24 +49,6 @@ Result<std::vector<LayerTarget>> find_targets(ExpertStore::Impl& store,
   return list;
 }
 
-Status check_layers(const ExpertStore::Impl& store, const WeightSource& from) {
-  for (const LayerSpec& spec : store.specs) {
-    const auto& theirs = from.layers();
-    const auto same = std::find_if(theirs.begin(), theirs.end(),
-                                   [&](const LayerSpec& s) { return s.layer == spec.layer; });
-    if (same == theirs.end())
-      return invalid_argument({.file = from.name(), .layer = spec.layer},
-                              "{} has no MoE layer {}; a reload needs the same layers", from.name(),
-                              spec.layer);
-    if (!(*same == spec))
-      return invalid_argument({.file = from.name(), .layer = spec.layer},
-                              "layer {} of {} has another shape, format or routing rule than the "
-                              "one that serves; open a store for it",
-                              spec.layer, from.name());
-  }
-  return {};
-}
-
 // Steps of targets that are published together.
 std::vector<std::vector<LayerTarget>> steps_of(std::vector<LayerTarget> targets, ReloadStep step) {
   std::vector<std::vector<LayerTarget>> steps;
@@ -84,6 +66,24 @@ std::vector<std::vector<LayerTarget>> steps_of(std::vector<LayerTarget> targets,
 
 }  // namespace
 
+Status ExpertStore::Impl::check_layers(const WeightSource& from) const {
+  for (const LayerSpec& spec : specs) {
+    const auto& theirs = from.layers();
+    const auto same = std::find_if(theirs.begin(), theirs.end(),
+                                   [&](const LayerSpec& s) { return s.layer == spec.layer; });
+    if (same == theirs.end())
+      return invalid_argument({.file = from.name(), .layer = spec.layer},
+                              "{} has no MoE layer {}; a reload needs the same layers", from.name(),
+                              spec.layer);
+    if (!(*same == spec))
+      return invalid_argument({.file = from.name(), .layer = spec.layer},
+                              "layer {} of {} has another shape, format or routing rule than the "
+                              "one that serves; open a store for it",
+                              spec.layer, from.name());
+  }
+  return {};
+}
+
 Result<uint32_t> ExpertStore::Impl::reload(const WeightSource& from, const ReloadOptions& wanted) {
   const int64_t end_ns =
       services.clock().now_ns() + (wanted.deadline_ns > 0 ? wanted.deadline_ns : kReloadDeadlineNs);
@@ -98,7 +98,7 @@ Result<uint32_t> ExpertStore::Impl::reload(const WeightSource& from, const Reloa
   if (device && std::any_of(classes.begin(), classes.end(), [](auto& c) { return c.paged(); }))
     return Status(StatusCode::unimplemented,
                   "layers that are paged on a GPU are not reloaded; keep all experts resident");
-  MOE_RETURN_IF_ERROR(check_layers(*this, from));
+  MOE_RETURN_IF_ERROR(check_layers(from));
   MOE_ASSIGN_OR_RETURN(auto targets, find_targets(*this, wanted.experts));
   const FifoGate::Turn turn(admin, services.clock(), end_ns, schedule);
   if (!turn.entered())
@@ -111,7 +111,7 @@ Result<uint32_t> ExpertStore::Impl::reload(const WeightSource& from, const Reloa
   MOE_RETURN_IF_ERROR(wait_for_old_forwards(end_ns));
   MOE_RETURN_IF_ERROR(sweep(true, end_ns));
 
-  std::shared_ptr<Version> version = add_version(from);
+  std::shared_ptr<Version> version = add_version(newest_version + 1, from);
   version->check_finite = wanted.finite;
   AllVersions before = serving_now(), older = previous_now();
   Status status;

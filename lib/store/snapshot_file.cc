@@ -10,6 +10,7 @@
 #include "core/error.h"
 #include "core/file.h"
 #include "core/json.h"
+#include "moe/weights.h"
 
 namespace moe {
 namespace {
@@ -28,37 +29,61 @@ std::optional<uint64_t> parse_digest(std::string_view text) {
   return digest;
 }
 
+void write_table(JsonWriter& json, const char* key, const StoreSnapshot::Table& table) {
+  json.key(key).begin_object().key("router").value(int64_t{table.router});
+  json.key("digest").value(hexadecimal(table.digest)).key("experts").begin_array();
+  for (const uint32_t version : table.experts) json.value(int64_t{version});
+  json.end_array().end_object();
+}
+
+void write_layer(JsonWriter& json, const StoreSnapshot::Layer& layer) {
+  json.begin_object().key("layer").value(layer.layer).key("layout").value(layer.layout);
+  json.key("bytes").value(layer.bytes).key("uses").begin_array();
+  for (const int64_t uses : layer.uses) json.value(uses);
+  json.end_array();
+  write_table(json, "serving", layer.serving);
+  if (layer.candidate) write_table(json, "candidate", *layer.candidate);
+  if (layer.previous) write_table(json, "previous", *layer.previous);
+  json.end_object();
+}
+
+void write_policy(JsonWriter& json, const StoreSnapshot::Policy& policy) {
+  json.begin_object().key("name").value(policy.name).key("layers").begin_array();
+  for (const int32_t layer : policy.layers) json.value(layer);
+  json.end_array().key("memory").begin_object();
+  for (const PolicyMemory::Part& part : policy.memory.parts) {
+    json.key(part.name).begin_array();
+    for (const double value : part.values) json.value(value);
+    json.end_array();
+  }
+  json.end_object().end_object();
+}
+
 // The object, but for its end.
 std::string text_of(const StoreSnapshot& snapshot) {
   JsonWriter json;
-  json.begin_object().key("format").value(kFormat).key("source").value(snapshot.source);
-  json.key("layers").begin_array();
-  for (const StoreSnapshot::Layer& layer : snapshot.layers) {
-    json.begin_object().key("layer").value(layer.layer).key("layout").value(layer.layout);
-    json.key("bytes").value(layer.bytes).key("uses").begin_array();
-    for (const int64_t uses : layer.uses) json.value(uses);
-    json.end_array().end_object();
-  }
-  json.end_array().key("residents").begin_array();
-  for (const StoreSnapshot::Resident& resident : snapshot.residents)
+  json.begin_object().key("format").value(kFormat).key("versions").begin_array();
+  for (const SnapshotVersion& version : snapshot.versions)
+    json.begin_object()
+        .key("version")
+        .value(int64_t{version.version})
+        .key("source")
+        .value(version.source)
+        .end_object();
+  json.end_array().key("newest").value(int64_t{snapshot.newest});
+  json.key("share").value(snapshot.share).key("layers").begin_array();
+  for (const StoreSnapshot::Layer& layer : snapshot.layers) write_layer(json, layer);
+  json.end_array().key("experts").begin_array();
+  for (const StoreSnapshot::Expert& expert : snapshot.experts)
     json.begin_array()
-        .value(resident.id.layer)
-        .value(resident.id.expert)
-        .value(int64_t{resident.version})
-        .value(hexadecimal(resident.digest))
+        .value(expert.id.layer)
+        .value(expert.id.expert)
+        .value(int64_t{expert.version})
+        .value(hexadecimal(expert.digest))
+        .value(expert.resident)
         .end_array();
   json.end_array().key("policies").begin_array();
-  for (const StoreSnapshot::Policy& policy : snapshot.policies) {
-    json.begin_object().key("name").value(policy.name).key("layers").begin_array();
-    for (const int32_t layer : policy.layers) json.value(layer);
-    json.end_array().key("memory").begin_object();
-    for (const PolicyMemory::Part& part : policy.memory.parts) {
-      json.key(part.name).begin_array();
-      for (const double value : part.values) json.value(value);
-      json.end_array();
-    }
-    json.end_object().end_object();
-  }
+  for (const StoreSnapshot::Policy& policy : snapshot.policies) write_policy(json, policy);
   json.end_array();
   return json.text();
 }
@@ -69,10 +94,15 @@ class Reader {
   const char* wrong = nullptr;
 
   StoreSnapshot snapshot(const Json& json) {
-    StoreSnapshot snapshot{.source = string(json, "source")};
+    StoreSnapshot snapshot;
+    for (const Json& item : array(json, "versions"))
+      snapshot.versions.push_back(
+          {version(member(item, "version"), "version"), string(item, "source")});
+    snapshot.newest = version(member(json, "newest"), "newest");
+    snapshot.share = or_wrong(member(json, "share").number(), "share");
     for (const Json& layer : array(json, "layers")) snapshot.layers.push_back(layer_from(layer));
-    for (const Json& resident : array(json, "residents"))
-      snapshot.residents.push_back(resident_from(resident));
+    for (const Json& expert : array(json, "experts"))
+      snapshot.experts.push_back(expert_from(expert));
     for (const Json& policy : array(json, "policies"))
       snapshot.policies.push_back(policy_from(policy));
     return snapshot;
@@ -100,6 +130,12 @@ class Reader {
   int32_t index(const Json& value, const char* what) {
     return static_cast<int32_t>(integer(value, what, 0, kMostIndex));
   }
+  uint32_t version(const Json& value, const char* what) {
+    return static_cast<uint32_t>(integer(value, what, 1, kMostIndex));
+  }
+  uint64_t digest(const Json& value, const char* what) {
+    return or_wrong(parse_digest(or_wrong(value.string(), what)), what);
+  }
   std::string string(const Json& object, const char* key) {
     return std::string(or_wrong(member(object, key).string(), key));
   }
@@ -109,25 +145,38 @@ class Reader {
     return value.items();
   }
 
+  StoreSnapshot::Table table_from(const Json& json) {
+    StoreSnapshot::Table table{
+        version(member(json, "router"), "router"), digest(member(json, "digest"), "digest"), {}};
+    for (const Json& of_expert : array(json, "experts"))
+      table.experts.push_back(version(of_expert, "experts"));
+    return table;
+  }
+
   StoreSnapshot::Layer layer_from(const Json& json) {
-    StoreSnapshot::Layer layer{index(member(json, "layer"), "layer"),
-                               string(json, "layout"),
-                               integer(member(json, "bytes"), "bytes", 0, kMost),
-                               {}};
+    StoreSnapshot::Layer layer;
+    layer.layer = index(member(json, "layer"), "layer");
+    layer.layout = string(json, "layout");
+    layer.bytes = integer(member(json, "bytes"), "bytes", 0, kMost);
     for (const Json& uses : array(json, "uses"))
       layer.uses.push_back(integer(uses, "uses", 0, kMost));
+    layer.serving = table_from(member(json, "serving"));
+    if (const Json* candidate = json.find("candidate")) layer.candidate = table_from(*candidate);
+    if (const Json* previous = json.find("previous")) layer.previous = table_from(*previous);
     return layer;
   }
 
-  StoreSnapshot::Resident resident_from(const Json& json) {
-    constexpr const char* kWhat = "residents";
+  StoreSnapshot::Expert expert_from(const Json& json) {
+    constexpr const char* kWhat = "experts";
     const std::vector<Json>& items = json.items();
-    StoreSnapshot::Resident resident;
-    if (items.size() != 4) return or_wrong<bool>({}, kWhat), resident;
-    resident.id = {index(items[0], kWhat), index(items[1], kWhat)};
-    resident.version = static_cast<uint32_t>(integer(items[2], kWhat, 1, kMostIndex));
-    resident.digest = or_wrong(parse_digest(or_wrong(items[3].string(), kWhat)), kWhat);
-    return resident;
+    StoreSnapshot::Expert expert;
+    if (items.size() != 5) return or_wrong<bool>({}, kWhat), expert;
+    expert.id.layer = index(items[0], kWhat);
+    expert.id.expert = static_cast<int32_t>(integer(items[1], kWhat, kSharedExpert, kMostIndex));
+    expert.version = version(items[2], kWhat);
+    expert.digest = digest(items[3], kWhat);
+    expert.resident = or_wrong(items[4].boolean(), kWhat);
+    return expert;
   }
 
   StoreSnapshot::Policy policy_from(const Json& json) {

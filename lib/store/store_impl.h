@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -24,6 +25,7 @@
 #include "store/prefetch.h"
 #include "store/residency.h"
 #include "store/slot_pool.h"
+#include "store/snapshot_file.h"
 #include "store/thrash.h"
 
 namespace moe {
@@ -98,6 +100,13 @@ struct LayerGoal {
   uint32_t shared = 0;
 };
 
+// An expert that is loaded while the store opens.
+struct FirstLoad {
+  StoreLayer* layer = nullptr;
+  Need need;
+  int64_t slot = -1;
+};
+
 // What comes and what goes, of whoever is inside the gate. See mover.cc.
 struct Move {
   struct Filling {
@@ -167,7 +176,23 @@ struct ExpertStore::Impl {
   Status choose_backends();
   Status size_pools();
   Status make_policies();
+  // ---- what it begins with (first_tables.cc), and what it writes down (snapshot.cc)
   Status load_all();
+  StoreSnapshot begin_anew() const;
+  Status check_fits(const StoreSnapshot& snapshot) const;
+  Status check_consistent(const StoreSnapshot& snapshot) const;
+  Status add_versions(const StoreSnapshot& first);
+  Result<std::vector<FirstLoad>> first_residents(const StoreSnapshot& first);
+  Status load_first(std::vector<FirstLoad> loads);
+  Result<std::shared_ptr<const LayerVersions>> first_versions(
+      StoreLayer& layer, const StoreSnapshot::Table& then,
+      std::map<uint32_t, std::shared_ptr<const LayerBlock>>& blocks);
+  Status make_first_tables(const StoreSnapshot& first);
+  Result<StoreSnapshot> snapshot() const;
+  // What `snapshot` has of the policy of these slots, or null.
+  const StoreSnapshot::Policy* policy_in(const StoreSnapshot& snapshot,
+                                         const SlotClass& slots) const;
+
   // Routed slots of each class with `expert_memory` bytes, spare ones excluded; or
   // resource_exhausted with the least that works.
   Result<std::vector<int64_t>> routed_slots(size_t expert_memory) const;
@@ -184,7 +209,7 @@ struct ExpertStore::Impl {
   // Reads, packs and verifies an expert into `slot`; its digest. Changes nothing else.
   Result<uint64_t> pack(const StoreLayer& layer, int32_t expert, const Version& version,
                         std::byte* slot);
-  void load(StoreLayer& layer, Need need, int64_t slot) noexcept;
+  Status load(StoreLayer& layer, Need need, int64_t slot) noexcept;
   Result<int64_t> take_slot(StoreLayer& layer, Need need);  // with the mutex; state loading
   void free_slot(CopyRef ref);                              // with the mutex; state empty
 
@@ -264,7 +289,9 @@ struct ExpertStore::Impl {
   void trim();
   Result<std::shared_ptr<const LayerBlock>> make_block(StoreLayer& layer, const Version& version,
                                                        const ExpertCopy* shared);
-  std::shared_ptr<Version> add_version(const WeightSource& from);
+  // The same layers as this store's, or invalid_argument.
+  Status check_layers(const WeightSource& from) const;
+  std::shared_ptr<Version> add_version(uint32_t number, const WeightSource& from);
   std::shared_ptr<Version> find_version(uint32_t number) const;  // with the mutex
 
   Status set_expert_memory(size_t bytes, int64_t deadline_ns);

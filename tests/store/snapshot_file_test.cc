@@ -23,15 +23,27 @@ namespace {
 
 using Rng = std::mt19937_64;
 
+StoreSnapshot::Table random_table(Rng& rng) {
+  StoreSnapshot::Table table{1 + static_cast<uint32_t>(rng() % 3), rng(), {}};
+  for (int e = 0; e < 8; ++e) table.experts.push_back(1 + static_cast<uint32_t>(rng() % 3));
+  return table;
+}
+
 StoreSnapshot random_snapshot(Rng& rng) {
-  StoreSnapshot snapshot{.source = "a \"model\"\n\xc3\xa9"};
+  StoreSnapshot snapshot;
+  for (uint32_t v = 1; v <= 3; ++v) snapshot.versions.push_back({v, "a \"model\"\n\xc3\xa9"});
+  snapshot.newest = 3 + static_cast<uint32_t>(rng() % 9);
+  snapshot.share = static_cast<double>(rng() % 100) / 99;
   std::normal_distribution<double> normal(0, 1e9);
   for (int32_t layer = 0; layer < 3; ++layer) {
-    StoreSnapshot::Layer& made =
-        snapshot.layers.emplace_back(StoreSnapshot::Layer{2 * layer, "rows of 16", 4096, {}});
+    StoreSnapshot::Layer& made = snapshot.layers.emplace_back();
+    made = {2 * layer, "rows of 16", 4096, {}, random_table(rng), {}, {}};
+    if (rng() % 2) made.candidate = random_table(rng);
+    if (rng() % 2) made.previous = random_table(rng);
     for (int e = 0; e < 8; ++e) made.uses.push_back(static_cast<int64_t>(rng() >> 1));
-    for (int32_t e = 0; e < 8; e += 1 + static_cast<int32_t>(rng() % 3))
-      snapshot.residents.push_back({{2 * layer, e}, 1 + static_cast<uint32_t>(rng() % 9), rng()});
+    for (int32_t e = -1; e < 8; e += 1 + static_cast<int32_t>(rng() % 3))
+      snapshot.experts.push_back(
+          {{2 * layer, e}, 1 + static_cast<uint32_t>(rng() % 9), rng(), rng() % 2 == 0});
   }
   StoreSnapshot::Policy policy{"lfu", {0, 2, 4}, {}};
   for (const char* name : {"now", "uses", "0/score"}) {
