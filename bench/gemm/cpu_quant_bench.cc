@@ -1,13 +1,16 @@
 // int8 and int4 experts on the CPU beside this machine's limits, interleaved with them: FMA peak
 // and DRAM read. Medians of nine runs.
-//   cpu_quant_bench [shape] [format] [threads] [instruction set] [rows] [huge|small] [tokens ...]
+//   cpu_quant_bench [shape] [format] [threads] [sets] [rows] [huge|small] [tokens ...]
 // Formats: int8 (rows), int4 (groups of 32), int4g128 (with zero points); f32, f16, bf16 to
-// compare. Rows: automatic or exact.
+// compare. Rows: automatic or exact. Sets: one instruction set or several, with commas between;
+// they take turns.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <span>
+#include <sstream>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -38,9 +41,8 @@ const K* called(std::span<const K> all, std::string_view name) {
 
 // The backend of `format` with the instruction set `set`, or null.
 std::unique_ptr<ExpertGemm> backend(const Format& format, std::string_view set, RowPrecision rows) {
-  const bool avx512 = set.substr(0, 6) == "avx512";
   const cpu::Kernels* floats =
-      called(cpu::all_kernels(), avx512 ? "avx512" : std::string_view(set));
+      called(cpu::all_kernels(), set.substr(0, 6) == "avx512" ? std::string_view("avx512") : set);
   const bool integers = format.kind == FormatKind::int8 || format.kind == FormatKind::int4;
   const cpu::QuantKernels* quant = called(cpu::all_quant_kernels(), set);
   if (!floats || (integers && !quant)) return nullptr;
@@ -57,9 +59,9 @@ int main(int argc, char** argv) {
   const int threads = argc > 3 ? std::atoi(argv[3]) : 0;
   const Format packed = format_called(format);
   const bool integers = packed.kind == FormatKind::int8 || packed.kind == FormatKind::int4;
-  const std::string_view set = argc > 4   ? argv[4]
-                               : integers ? cpu::best_quant_kernels().name
-                                          : cpu::best_kernels().name;
+  const std::string sets = argc > 4   ? argv[4]
+                           : integers ? cpu::best_quant_kernels().name
+                                      : cpu::best_kernels().name;
   const bool huge = argc > 6 && std::string_view(argv[6]) == "huge";
   std::vector<int64_t> all_tokens = {1, 4, 16, 64, 256};
   if (argc > 7) all_tokens.clear();
@@ -67,44 +69,58 @@ int main(int argc, char** argv) {
   const bool exact = argc > 5 && std::string_view(argv[5]) == "exact";
   const Shape* shape = std::find_if(std::begin(kShapes), std::end(kShapes),
                                     [&](const Shape& s) { return only == s.name; });
-  const auto gemm = backend(packed, set, exact ? RowPrecision::exact : RowPrecision::automatic);
+  std::vector<std::string> names;
+  std::vector<std::unique_ptr<ExpertGemm>> gemms;
+  std::istringstream list(sets);
+  for (std::string name; std::getline(list, name, ',');) {
+    auto gemm = backend(packed, name, exact ? RowPrecision::exact : RowPrecision::automatic);
+    if (!gemm) continue;  // this machine does not have it
+    names.push_back(name);
+    gemms.push_back(std::move(gemm));
+  }
   auto executor = make_executor(threads);
-  if (shape == std::end(kShapes) || !gemm || !executor.ok()) return 2;
+  if (shape == std::end(kShapes) || gemms.empty() || !executor.ok()) return 2;
   const ExpertSpec spec{
       .hidden = shape->hidden, .intermediate = shape->intermediate, .format = packed};
-  const size_t slot = gemm->layout(spec).bytes;
+  const size_t slot = gemms[0]->layout(spec).bytes;
   const int64_t layers =
       std::max<int64_t>(1, static_cast<int64_t>(kColdBytes / (slot * shape->experts)));
   const Mapping memory(slot * shape->experts * layers, huge);
   fill_small(memory);
-  const bool avx512 = set.substr(0, 6) == "avx512";
-  std::printf("%s %s %s %s rows, %d threads\n", shape->name, format.data(), set.data(),
-              exact ? "exact" : "automatic", (*executor)->concurrency());
-  std::printf("%7s %10s %8s %8s | %8s %8s %8s %8s\n", "tokens", "us", "GFLOP/s", "GB/s", "fp32",
-              "DRAM", "of fp32", "of DRAM");
+  const bool avx512 = __builtin_cpu_supports("avx512f") && sets != "avx2";
+  std::printf("%s %s, %s rows, %d threads%s\n%7s %-10s %10s %8s %8s | %8s %8s %8s %8s\n",
+              shape->name, format.data(), exact ? "exact" : "automatic", (*executor)->concurrency(),
+              huge ? ", huge pages" : "", "tokens", "set", "us", "GFLOP/s", "GB/s", "fp32", "DRAM",
+              "of fp32", "of DRAM");
   for (int64_t tokens : all_tokens) {
-    std::vector<double> times, peaks, reads;
+    std::vector<std::vector<double>> times(gemms.size());
+    std::vector<double> peaks, reads;
     Batch batch;
-    for (int round = 0; round < 9; ++round) {
-      batch = make_batch(*shape, tokens, round, DType::f32);
-      for (ExpertGroup& group : batch.groups)
-        group.slot = memory.data() + (round % layers * shape->experts + group.expert) * slot;
-      const size_t bytes = gemm->workspace_bytes(spec, batch.pairs.size(), batch.groups.size(),
-                                                 (*executor)->concurrency());
-      const Scratch scratch(bytes);
-      peaks.push_back(fma_gflops(**executor, avx512));
-      reads.push_back(read_gbs(**executor, memory));
-      const ExpertBatch job = job_of(batch, *shape, tokens, DType::f32, **executor, scratch);
-      const double begin = seconds();
-      if (!gemm->run(spec, job).ok()) return 1;
-      times.push_back(seconds() - begin);
-    }
-    const double time = median(times), peak = median(peaks), read = median(reads);
+    int64_t turn = 0;
+    for (int round = 0; round < 9; ++round)
+      for (size_t c = 0; c < gemms.size(); ++c, ++turn) {
+        batch = make_batch(*shape, tokens, round, DType::f32);
+        for (ExpertGroup& group : batch.groups)
+          group.slot = memory.data() + (turn % layers * shape->experts + group.expert) * slot;
+        const size_t bytes = gemms[c]->workspace_bytes(
+            spec, batch.pairs.size(), batch.groups.size(), (*executor)->concurrency());
+        const Scratch scratch(bytes);
+        peaks.push_back(fma_gflops(**executor, avx512));
+        reads.push_back(read_gbs(**executor, memory));
+        const ExpertBatch job = job_of(batch, *shape, tokens, DType::f32, **executor, scratch);
+        const double begin = seconds();
+        if (!gemms[c]->run(spec, job).ok()) return 1;
+        times[c].push_back(seconds() - begin);
+      }
+    const double peak = median(peaks), read = median(reads);
     const double flops = 6.0 * shape->hidden * shape->intermediate * batch.pairs.size();
     const double weights = static_cast<double>(slot) * batch.groups.size();
-    std::printf("%7lld %10.1f %8.1f %8.1f | %8.1f %8.1f %8.2f %8.2f\n",
-                static_cast<long long>(tokens), time * 1e6, flops / time / 1e9,
-                weights / time / 1e9, peak, read, flops / time / 1e9 / peak,
-                weights / time / 1e9 / read);
+    for (size_t c = 0; c < gemms.size(); ++c) {
+      const double time = median(times[c]);
+      std::printf("%7lld %-10s %10.1f %8.1f %8.1f | %8.1f %8.1f %8.2f %8.2f\n",
+                  static_cast<long long>(tokens), names[c].c_str(), time * 1e6, flops / time / 1e9,
+                  weights / time / 1e9, peak, read, flops / time / 1e9 / peak,
+                  weights / time / 1e9 / read);
+    }
   }
 }

@@ -5,9 +5,8 @@
 #include <cstring>
 
 #include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
+#include "gemm/amx_tiles.h"
 #include "gemm/cpu_bf16_rows.h"
 
 #define MOE_AMX __attribute__((target("amx-tile,amx-bf16")))
@@ -20,29 +19,7 @@ constexpr int64_t kTileElements = kTileInputs * kPanel;  // of a tile of weights
 constexpr int64_t kSumBytes = kPair * int64_t{sizeof(float)};
 constexpr int64_t kElement = sizeof(uint16_t);
 
-__attribute__((target("xsave"))) bool system_saves_tiles() {
-  constexpr uint64_t kTileState = uint64_t{3} << 17;
-  constexpr int kEcx = 2, kOsXsave = 27;
-  return cpuid_bit(1, 0, kEcx, kOsXsave) && (_xgetbv(0) & kTileState) == kTileState;
-}
-
-bool allow_tiles() {
-  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl(2)
-  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-}
-
-// GCC's intrinsics do not say what memory they read: stores before this call are done by then.
-void finish_stores() { asm volatile("" : : : "memory"); }
-
 // ---- Tiles 0-3: sums of two halves of the rows times two panels; 4, 5: rows; 6, 7: weights.
-
-// Of 64 bytes, as LDTILECFG reads it.
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-static_assert(sizeof(TileConfig) == 64);
 
 // Rows of a tile in two halves, the second empty if one AMX tile holds all.
 struct Halves {
@@ -55,7 +32,7 @@ MOE_AMX void configure(const Halves& halves) {
   config.rows[0] = config.rows[1] = config.rows[4] = static_cast<uint8_t>(halves.upper);
   if (halves.lower > 0)
     config.rows[2] = config.rows[3] = config.rows[5] = static_cast<uint8_t>(halves.lower);
-  asm volatile("ldtilecfg %0" : : "m"(config));
+  configure_tiles(config);
 }
 
 // A block of inputs of one tile of rows.
@@ -151,13 +128,6 @@ MOE_AMX void amx_block(const AmxBlock& b) {
 }
 
 }  // namespace
-
-bool has_amx() {
-  constexpr int kEdx = 3, kBf16 = 22, kTile = 24;
-  static const bool yes = has_avx512_bf16() && cpuid_bit(7, 0, kEdx, kBf16) &&
-                          cpuid_bit(7, 0, kEdx, kTile) && system_saves_tiles() && allow_tiles();
-  return yes;
-}
 
 MOE_AMX void multiply_amx(const Multiply& m) {
   const auto* panels = reinterpret_cast<const uint16_t*>(m.panels);

@@ -13,9 +13,6 @@ void round_to_bf16(const float* values, int64_t count, uint16_t* out);  // cpu_b
 
 inline constexpr Bf16Rows kAmxRows = {32, 32, true, multiply_amx, round_to_bf16};
 
-// Linux gives a process the tiles' registers when it asks for them; the first call does.
-bool has_amx();
-
 #endif
 
 }  // namespace moe::cpu

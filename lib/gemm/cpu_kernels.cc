@@ -14,6 +14,7 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include "gemm/amx_tiles.h"
 #include "gemm/cpu_amx.h"
 #include "gemm/cpu_bf16_rows.h"
 #include "gemm/cpu_kernels-inl.h"
@@ -36,7 +37,7 @@ constexpr Kernels with(Kernels kernels, const Bf16Rows& rows) {
 
 constexpr Kernels kAll[] = {
 #if HWY_TARGETS & HWY_AVX3
-    with(N_AVX3::kernels("amx", has_amx), kAmxRows),
+    with(N_AVX3::kernels("amx", has_amx_bf16), kAmxRows),
     with(N_AVX3::kernels("avx512bf16", has_avx512_bf16), kDotProductRows),
     N_AVX3::kernels("avx512", has<HWY_AVX3>),
 #endif

@@ -5,7 +5,7 @@
 //   rows again  the activations in tiles, as above
 //   down        panel pair by panel pair: products, bias, batch.out
 //
-// A task of gate_up and down is one panel pair of one expert for up to kChunkTiles tiles. q8 rows
+// A task of gate_up and down is one panel pair of one expert for up to kChunkRows rows. q8 rows
 // meet the integers as they are; for exact rows a few blocks at a time are widened into the cache.
 #include "gemm/quant_gemm.h"
 
@@ -25,7 +25,7 @@
 namespace moe::cpu {
 namespace {
 
-constexpr int64_t kChunkTiles = 10;
+constexpr int64_t kChunkRows = 128;
 constexpr int64_t kSmallRows = 32768;  // elements; for fewer, waking threads costs more
 constexpr int64_t kWideBlocks = 4;     // widened at a time: 16 KiB
 
@@ -61,7 +61,8 @@ class Run final : public Pass {
         batch_(batch),
         at_(quant_sections(spec)),
         layout_(spec, at_, pairs_in(batch), static_cast<int64_t>(batch.groups.size()), threads_),
-        tasks_(batch.groups, exact ? kernels.max_rows : quant.max_rows, kChunkTiles,
+        tasks_(batch.groups, exact ? kernels.max_rows : quant.max_rows,
+               kChunkRows / (exact ? kernels.max_rows : quant.max_rows),
                reinterpret_cast<GroupStart*>(batch.workspace.data() + layout_.starts)) {
     std::byte* base = batch.workspace.data();
     tiles_ = base + layout_.tiles;
@@ -173,7 +174,7 @@ class Run final : public Pass {
   // ---- products
 
   static constexpr int64_t kWide = kWideBlocks * kBlock;
-  static constexpr int64_t kMostSums = kChunkTiles * kMaxTileRows * kPair;
+  static constexpr int64_t kMostSums = kChunkRows * kPair;
 
   QuantPair pair_at(const QuantPanels& panels, const std::byte* pair) const {
     return {pair,

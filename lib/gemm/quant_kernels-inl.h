@@ -285,7 +285,7 @@ struct QBlocks {
   const Q8Scale* rows;
   bool first;  // the sums begin here
   float* sums;
-  int64_t ahead;  // bytes; the values that far ahead are fetched meanwhile; 0: none
+  const uint8_t* ahead;  // values to fetch meanwhile; null: none
 };
 
 // What a uniform zero point adds to the dot products of a row.
@@ -320,7 +320,7 @@ HWY_INLINE void q_tile(const QBlocks& m, const Factors& factors, int64_t lane) {
     const uint8_t* block = m.values + b * 2 * W::kPanelBytes;
     if (m.ahead) {
       MOE_UNROLL for (int l = 0; l < 2 * W::kLines; ++l)
-          __builtin_prefetch(block + m.ahead + l * 64);
+          __builtin_prefetch(m.ahead + b * 2 * W::kPanelBytes + l * 64);
     }
     const int8_t* rows = m.q + b * kRows * kBlock;
     const Q8Scale* row = m.rows + b * kRows;
@@ -397,34 +397,48 @@ constexpr auto q_tile_functions(std::integer_sequence<int, kRowsLess1...>) {
   return std::array{&q_multiply_tile<W, kRowsLess1 + 1, kZeros>...};
 }
 
-template <class W>
-void q_multiply(const QuantMultiply& m) {
-  using Rows = std::make_integer_sequence<int, kQMaxRows>;
-  static constexpr auto kUniform = q_tile_functions<W, false>(Rows());
-  static constexpr auto kWithZeros = q_tile_functions<W, true>(Rows());
+// do_tile(rows, blocks, factors) for every tile, range by range: a range's weights and factors stay
+// in the L1 cache for all tiles. read(values, count) says where the kernels find the weights of a
+// range; `shift` is what zeros lose because those weights lost it.
+template <class W, class Read, class DoTile>
+HWY_INLINE void for_each_range(const QuantMultiply& m, int shift, Read read, DoTile do_tile) {
   constexpr int64_t kRangeBytes = kRange * 2 * W::kPanelBytes;
-  const auto& tiles = m.pair.zeros ? kWithZeros : kUniform;
   const auto* values = reinterpret_cast<const uint8_t*>(m.pair.values);
   const int64_t first_row = m.tiles.first_row(m.first_tile), blocks = m.pair.blocks;
-  for (int64_t begin = 0; begin < blocks; begin += kRange, values += kRangeBytes) {
+  for (int64_t begin = 0; begin < blocks; begin += kRange) {
     const int64_t count = std::min(kRange, blocks - begin);
+    const uint8_t* range = values + begin * 2 * W::kPanelBytes;
     Factors factors;
-    load_factors<W>(m.pair, begin, count, W::kShift, &factors);
+    load_factors<W>(m.pair, begin, count, shift, &factors);
     const bool last = begin + count == blocks;
-    const int64_t pair_bytes = last ? m.pair_bytes_ahead : 0;
-    fetch_factors(m.pair, last ? 0 : begin + kRange, pair_bytes);
-    const int64_t ahead = last ? pair_bytes - begin * 2 * W::kPanelBytes : kRangeBytes;
+    fetch_factors(m.pair, last ? 0 : begin + kRange, last ? m.pair_bytes_ahead : 0);
+    const uint8_t* ahead = range + kRangeBytes;
+    if (last) ahead = m.pair_bytes_ahead ? values + m.pair_bytes_ahead : nullptr;
+    const uint8_t* weights = read(range, count);
     for (int64_t t = m.first_tile; t < m.first_tile + m.tile_count; ++t) {
       const int64_t row = m.tiles.first_row(t) - first_row, rows = m.tiles.size(t);
       const std::byte* tile = m.x + row * blocks * kQ8RowBytes;
       const auto* q = reinterpret_cast<const int8_t*>(tile);
       const auto* scales = reinterpret_cast<const Q8Scale*>(tile + rows * blocks * kBlock);
-      tiles[rows - 1](
-          {values, count, q + begin * rows * kBlock, scales + begin * rows, begin == 0,
-           m.sums + row * kPair, t == m.first_tile && (!last || pair_bytes) ? ahead : 0},
-          factors);
+      do_tile(rows,
+              QBlocks{weights, count, q + begin * rows * kBlock, scales + begin * rows, begin == 0,
+                      m.sums + row * kPair, t == m.first_tile ? ahead : nullptr},
+              factors);
     }
   }
+}
+
+template <class W>
+void q_multiply(const QuantMultiply& m) {
+  using Rows = std::make_integer_sequence<int, kQMaxRows>;
+  static constexpr auto kUniform = q_tile_functions<W, false>(Rows());
+  static constexpr auto kWithZeros = q_tile_functions<W, true>(Rows());
+  const auto& tiles = m.pair.zeros ? kWithZeros : kUniform;
+  for_each_range<W>(
+      m, W::kShift, [](const uint8_t* values, int64_t) { return values; },
+      [&](int64_t rows, const QBlocks& blocks, const Factors& factors) {
+        tiles[rows - 1](blocks, factors);
+      });
 }
 
 // ---- weights as floats

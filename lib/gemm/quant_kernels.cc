@@ -16,6 +16,8 @@
 #include <hwy/highway.h>
 
 #include "gemm/quant_kernels-inl.h"
+//
+#include "gemm/quant_amx-inl.h"
 
 #if HWY_ONCE
 namespace moe::cpu {
@@ -30,6 +32,7 @@ bool has() {
 
 constexpr QuantKernels kAll[] = {
 #if HWY_TARGETS & HWY_AVX3_DL
+    N_AVX3_DL::amx_kernels(),
     N_AVX3_DL::quant_kernels("avx512vnni", has<HWY_AVX3_DL>),
 #endif
 #if HWY_TARGETS & HWY_AVX3
