@@ -6,8 +6,8 @@
 //   gate_up   panel pair by panel pair: products, bias, activation; the results are tiles again
 //   down      panel pair by panel pair: products, bias, batch.out
 //
-// A task of the last two is one panel pair of one expert for a chunk of up to kChunkRows rows:
-// weights come from memory once per task and stay in the cache for all of its tiles.
+// A task of the last two is a run of panel pairs of one expert for a chunk of up to kChunkRows
+// rows: weights come from memory once per task and stay in the cache for all of its tiles.
 #include "gemm/cpu_gemm.h"
 
 #include <algorithm>
@@ -77,7 +77,9 @@ class Run final : public Pass {
                        takes_bf16_rows(kernels, spec.format.kind, batch.hidden.dtype, rows))),
         layout_(kernels, at_, pairs_in(batch), static_cast<int64_t>(batch.groups.size())),
         tasks_(batch.groups, form_.max_rows, kChunkRows / form_.max_rows,
-               reinterpret_cast<GroupStart*>(batch.workspace.data() + layout_.starts)) {
+               reinterpret_cast<GroupStart*>(batch.workspace.data() + layout_.starts)),
+        gate_up_runs_(at_.gate_up_pairs, at_.gate_up_pair_bytes, tasks_.total().chunk, threads_),
+        down_runs_(at_.down_pairs, at_.down_pair_bytes, tasks_.total().chunk, threads_) {
     x_ = batch.workspace.data() + layout_.x;
     activations_ = batch.workspace.data() + layout_.activations;
     switch (spec.format.kind) {
@@ -93,7 +95,7 @@ class Run final : public Pass {
   int64_t tasks(int step) const override {
     const GroupStart& total = tasks_.total();
     if (step == 0) return total.tile;
-    return total.chunk * (step == 1 ? at_.gate_up_pairs : at_.down_pairs);
+    return total.chunk * (step == 1 ? gate_up_runs_ : down_runs_).count;
   }
 
   bool large(int step) const override {
@@ -164,7 +166,7 @@ class Run final : public Pass {
                   static_cast<size_t>(unit) * sizeof(uint16_t));
   }
 
-  void multiply(const Chunk& chunk, const std::byte* panels, int64_t pair_bytes, int64_t inputs,
+  void multiply(const Chunk& chunk, const std::byte* panels, const std::byte* next, int64_t inputs,
                 const std::byte* x, float* sums) const {
     const int64_t row = chunk.group_row + chunk.first_row();
     x += row * form_.row_bytes(inputs);
@@ -176,16 +178,21 @@ class Run final : public Pass {
                .tile_count = chunk.tile_count,
                .sums = sums,
                .group = spec_.format.group,
-               .next_panels = chunk.whole() ? panels + threads_ * pair_bytes : nullptr,
+               .next_panels = chunk.whole() ? next : nullptr,
                .bf16_x = reinterpret_cast<const uint16_t*>(x)});
   }
 
   void gate_up(int64_t task) const {
+    int64_t run;
+    const Chunk chunk = tasks_.chunk_of(task, gate_up_runs_, &run);
+    for (int64_t pair = gate_up_runs_.begin(run); pair < gate_up_runs_.begin(run + 1); ++pair)
+      gate_up(chunk, pair, pair + gate_up_runs_.to_next(run, pair, threads_));
+  }
+
+  void gate_up(const Chunk& chunk, int64_t pair, int64_t next) const {
     alignas(64) float sums[kChunkRows * kPair];
-    int64_t pair;
-    const Chunk chunk = tasks_.chunk_of(task, at_.gate_up_pairs, &pair);
-    const std::byte* slot = chunk.group->slot;
-    multiply(chunk, slot + at_.gate_up + pair * at_.gate_up_pair_bytes, at_.gate_up_pair_bytes,
+    const std::byte *slot = chunk.group->slot, *pairs = slot + at_.gate_up;
+    multiply(chunk, pairs + pair * at_.gate_up_pair_bytes, pairs + next * at_.gate_up_pair_bytes,
              at_.hidden_inputs, x_, sums);
     const float* bias = bias_of(slot, at_.gate_up_bias, pair);
     float* row = sums;
@@ -229,11 +236,16 @@ class Run final : public Pass {
   }
 
   void down(int64_t task) const {
+    int64_t run;
+    const Chunk chunk = tasks_.chunk_of(task, down_runs_, &run);
+    for (int64_t pair = down_runs_.begin(run); pair < down_runs_.begin(run + 1); ++pair)
+      down(chunk, pair, pair + down_runs_.to_next(run, pair, threads_));
+  }
+
+  void down(const Chunk& chunk, int64_t pair, int64_t next) const {
     alignas(64) float sums[kChunkRows * kPair];
-    int64_t pair;
-    const Chunk chunk = tasks_.chunk_of(task, at_.down_pairs, &pair);
-    const std::byte* slot = chunk.group->slot;
-    multiply(chunk, slot + at_.down + pair * at_.down_pair_bytes, at_.down_pair_bytes,
+    const std::byte *slot = chunk.group->slot, *pairs = slot + at_.down;
+    multiply(chunk, pairs + pair * at_.down_pair_bytes, pairs + next * at_.down_pair_bytes,
              at_.intermediate_inputs, activations_, sums);
     const float* bias = bias_of(slot, at_.down_bias, pair);
     const int64_t column = pair * kPair, columns = std::min(kPair, spec_.hidden - column);
@@ -253,7 +265,7 @@ class Run final : public Pass {
   static constexpr uint16_t kZeros[kPair] = {};
 
   const Kernels& kernels_;
-  const int threads_;  // while one computes a pair, others take those behind it
+  const int threads_;
   const ExpertSpec& spec_;
   const ExpertBatch& batch_;
   const Sections at_;
@@ -261,6 +273,7 @@ class Run final : public Pass {
   void (*multiply_)(const Multiply&) = nullptr;
   const Workspace layout_;
   const TaskList tasks_;
+  const Runs gate_up_runs_, down_runs_;
   std::byte* x_ = nullptr;            // (rows, hidden_inputs), tile by tile, as form_ says
   std::byte* activations_ = nullptr;  // (rows, intermediate_inputs), ditto
 };

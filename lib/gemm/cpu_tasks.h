@@ -1,5 +1,5 @@
 // How a CPU backend shares a batch among threads: each group's rows cut into tiles, tiles gathered
-// into chunks, and a task for every chunk and panel pair of an expert.
+// into chunks, and a task for every chunk and run of panel pairs of an expert.
 #pragma once
 
 #include <algorithm>
@@ -34,6 +34,29 @@ struct Chunk {
   }
 };
 
+// The panel pairs of one matrix cut into runs of neighbours, one to a task: memory is read best in
+// long pieces, and a pair may have only 18 KB.
+struct Runs {
+  int64_t pairs = 0;
+  int64_t count = 0;
+
+  // `chunks`: tasks per run. Leaves enough tasks to share among `threads`.
+  constexpr Runs(int64_t panel_pairs, int64_t pair_bytes, int64_t chunks, int threads)
+      : pairs(panel_pairs) {
+    constexpr int64_t kRunBytes = 128 << 10, kTasksPerThread = 32;
+    const int64_t most =
+        std::min(kRunBytes / pair_bytes, pairs * chunks / (kTasksPerThread * threads));
+    const int64_t each = std::max<int64_t>(1, most);
+    count = (pairs + each - 1) / each;
+  }
+  constexpr int64_t begin(int64_t run) const { return run * pairs / count; }
+
+  // How many pairs on lies what a thread reads after `pair` of `run`, if all are equally fast.
+  constexpr int64_t to_next(int64_t run, int64_t pair, int threads) const {
+    return pair + 1 < begin(run + 1) ? 1 : begin(run + threads) - pair;
+  }
+};
+
 class TaskList {
  public:
   // Tiles of at most `tile_rows` rows, chunks of `chunk_tiles` tiles. `starts` has room for one
@@ -57,14 +80,14 @@ class TaskList {
   Tiles tiles_of(size_t group) const { return {groups_[group].count, tile_rows_}; }
   size_t group_of_tile(int64_t tile) const { return group_at(&GroupStart::tile, tile); }
 
-  // Tasks go group by group, then panel pair by panel pair, then chunk by chunk.
-  Chunk chunk_of(int64_t task, int64_t panel_pairs, int64_t* panel_pair) const {
-    const size_t g = group_at(&GroupStart::chunk, task / panel_pairs);
+  // Tasks go group by group, then run by run, then chunk by chunk.
+  Chunk chunk_of(int64_t task, const Runs& runs, int64_t* run) const {
+    const size_t g = group_at(&GroupStart::chunk, task / runs.count);
     const int64_t chunks = starts_[g + 1].chunk - starts_[g].chunk;
-    const int64_t local = task - starts_[g].chunk * panel_pairs;
+    const int64_t local = task - starts_[g].chunk * runs.count;
     const Tiles tiles = tiles_of(g);
     const int64_t first = local % chunks * chunk_tiles_;
-    *panel_pair = local / chunks;
+    *run = local / chunks;
     return {&groups_[g], tiles, starts_[g].row, first, std::min(chunk_tiles_, tiles.count - first)};
   }
 

@@ -5,8 +5,9 @@
 //   rows again  the activations in tiles, as above
 //   down        panel pair by panel pair: products, bias, batch.out
 //
-// A task of gate_up and down is one panel pair of one expert for up to kChunkRows rows. q8 rows
-// meet the integers as they are; for exact rows a few blocks at a time are widened into the cache.
+// A task of gate_up and down is a run of panel pairs of one expert for up to kChunkRows rows. q8
+// rows meet the integers as they are; for exact rows a few blocks at a time are widened into the
+// cache.
 #include "gemm/quant_gemm.h"
 
 #include <algorithm>
@@ -63,7 +64,11 @@ class Run final : public Pass {
         layout_(spec, at_, pairs_in(batch), static_cast<int64_t>(batch.groups.size()), threads_),
         tasks_(batch.groups, exact ? kernels.max_rows : quant.max_rows,
                kChunkRows / (exact ? kernels.max_rows : quant.max_rows),
-               reinterpret_cast<GroupStart*>(batch.workspace.data() + layout_.starts)) {
+               reinterpret_cast<GroupStart*>(batch.workspace.data() + layout_.starts)),
+        gate_up_runs_(at_.gate_up_panels.pairs, at_.gate_up_panels.pair_bytes, tasks_.total().chunk,
+                      threads_),
+        down_runs_(at_.down_panels.pairs, at_.down_panels.pair_bytes, tasks_.total().chunk,
+                   threads_) {
     std::byte* base = batch.workspace.data();
     tiles_ = base + layout_.tiles;
     activations_ = reinterpret_cast<float*>(base + layout_.activations);
@@ -74,7 +79,7 @@ class Run final : public Pass {
   int64_t tasks(int step) const override {
     const GroupStart& total = tasks_.total();
     if (step == 0 || step == 2) return total.tile;
-    return total.chunk * (step == 1 ? at_.gate_up_panels.pairs : at_.down_panels.pairs);
+    return total.chunk * (step == 1 ? gate_up_runs_ : down_runs_).count;
   }
 
   bool large(int step) const override {
@@ -142,16 +147,25 @@ class Run final : public Pass {
 
   // Row r of a tile from its `inputs` values.
   void pack_row(const TileAt& tile, int64_t r, const float* values, int64_t inputs) const {
-    alignas(64) float block[kBlock];
     for (int64_t begin = 0; begin < tile.columns; begin += kBlock) {
-      for (int64_t i = 0; i < kBlock; ++i) {
-        const int64_t input = tile.order ? tile.order[begin + i] : begin + i;
-        block[i] = input >= 0 && input < inputs ? values[input] : 0.0f;
+      float picked[kBlock];
+      const float* block = values + begin;
+      if (tile.order || begin + kBlock > inputs) {
+        pick(tile, begin, values, inputs, picked);
+        block = picked;
       }
       if (exact_)
         store_exact(tile, r, begin, block);
       else
         store_q8(tile, r, begin, block);
+    }
+  }
+
+  void pick(const TileAt& tile, int64_t begin, const float* values, int64_t inputs,
+            float* block) const {
+    for (int64_t i = 0; i < kBlock; ++i) {
+      const int64_t input = tile.order ? tile.order[begin + i] : begin + i;
+      block[i] = input >= 0 && input < inputs ? values[input] : 0.0f;
     }
   }
 
@@ -185,7 +199,8 @@ class Run final : public Pass {
             panels.group_blocks};
   }
 
-  void multiply(const Chunk& chunk, const QuantPanels& panels, const std::byte* pair,
+  // `next`: how many pairs on lies the one that this thread reads next.
+  void multiply(const Chunk& chunk, const QuantPanels& panels, const std::byte* pair, int64_t next,
                 float* sums) const {
     const std::byte* x = tiles_ + chunk.group_row * row_bytes(panels);
     if (exact_) return multiply_exact(chunk, panels, pair, x, sums);
@@ -195,7 +210,7 @@ class Run final : public Pass {
                              chunk.first_tile,
                              chunk.tile_count,
                              sums,
-                             chunk.whole() ? threads_ * panels.pair_bytes : 0};
+                             chunk.whole() ? next * panels.pair_bytes : 0};
     (small_ ? quant_.multiply_int4 : quant_.multiply_int8)(m);
   }
 
@@ -216,12 +231,17 @@ class Run final : public Pass {
   }
 
   void gate_up(int64_t task) const {
+    int64_t run;
+    const Chunk chunk = tasks_.chunk_of(task, gate_up_runs_, &run);
+    for (int64_t pair = gate_up_runs_.begin(run); pair < gate_up_runs_.begin(run + 1); ++pair)
+      gate_up(chunk, pair, gate_up_runs_.to_next(run, pair, threads_));
+  }
+
+  void gate_up(const Chunk& chunk, int64_t pair, int64_t next) const {
     alignas(64) float sums[kMostSums];
-    int64_t pair;
-    const Chunk chunk = tasks_.chunk_of(task, at_.gate_up_panels.pairs, &pair);
     const std::byte* slot = chunk.group->slot;
     multiply(chunk, at_.gate_up_panels, slot + at_.gate_up + pair * at_.gate_up_panels.pair_bytes,
-             sums);
+             next, sums);
     const float* bias = bias_of(slot, at_.gate_up_bias, pair);
     const int64_t outputs = outputs_of_pair(spec_), first = pair * outputs;
     const int64_t kept = std::min(outputs, spec_.intermediate - first);
@@ -235,11 +255,17 @@ class Run final : public Pass {
   }
 
   void down(int64_t task) const {
+    int64_t run;
+    const Chunk chunk = tasks_.chunk_of(task, down_runs_, &run);
+    for (int64_t pair = down_runs_.begin(run); pair < down_runs_.begin(run + 1); ++pair)
+      down(chunk, pair, down_runs_.to_next(run, pair, threads_));
+  }
+
+  void down(const Chunk& chunk, int64_t pair, int64_t next) const {
     alignas(64) float sums[kMostSums];
-    int64_t pair;
-    const Chunk chunk = tasks_.chunk_of(task, at_.down_panels.pairs, &pair);
     const std::byte* slot = chunk.group->slot;
-    multiply(chunk, at_.down_panels, slot + at_.down + pair * at_.down_panels.pair_bytes, sums);
+    multiply(chunk, at_.down_panels, slot + at_.down + pair * at_.down_panels.pair_bytes, next,
+             sums);
     const float* bias = bias_of(slot, at_.down_bias, pair);
     const int64_t column = pair * kPair, columns = std::min(kPair, spec_.hidden - column);
     const int64_t* pairs = batch_.pairs + chunk.group->first + chunk.first_row();
@@ -259,12 +285,13 @@ class Run final : public Pass {
   const Kernels& kernels_;
   const bool exact_;
   const bool small_;
-  const int threads_;  // while one computes a pair, others take those behind it
+  const int threads_;
   const ExpertSpec& spec_;
   const ExpertBatch& batch_;
   const QuantSections at_;
   const Workspace layout_;
   const TaskList tasks_;
+  const Runs gate_up_runs_, down_runs_;
   std::byte* tiles_ = nullptr;    // tile by tile within each group
   float* activations_ = nullptr;  // (rows, intermediate)
 };

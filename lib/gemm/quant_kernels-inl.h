@@ -479,7 +479,7 @@ void q_widen(const QuantWiden& m) {
 inline void encode_row_q8(const float* values, int8_t* q, Q8Scale* scale) {
   QV most = hn::Zero(QD()), wrong = hn::Zero(QD());
   for (int64_t i = 0; i < kBlock; i += kQLanes) {
-    const QV value = hn::Load(QD(), values + i);
+    const QV value = hn::LoadU(QD(), values + i);
     most = hn::Max(most, hn::Abs(value));
     wrong = hn::Add(wrong, hn::Mul(value, hn::Zero(QD())));  // NaN where it is not finite
   }
@@ -493,7 +493,7 @@ inline void encode_row_q8(const float* values, int8_t* q, Q8Scale* scale) {
   const QV inverse = hn::Set(QD(), 127.0f / largest);
   QVI sum = hn::Zero(QI());
   for (int64_t i = 0; i < kBlock; i += kQLanes) {
-    const QVI rounded = hn::NearestInt(hn::Mul(hn::Load(QD(), values + i), inverse));
+    const QVI rounded = hn::NearestInt(hn::Mul(hn::LoadU(QD(), values + i), inverse));
     const hn::Rebind<int8_t, QD> byte;
     hn::StoreU(hn::DemoteTo(byte, rounded), byte, q + i);
     sum = hn::Add(sum, rounded);

@@ -5,6 +5,7 @@
 #include "catch.h"
 #include "gemm/cpu_gemm.h"
 #include "gemm/cpu_layout.h"
+#include "gemm/cpu_tasks.h"
 #include "gemm/problems.h"
 #include "model/allocations.h"
 #include "quant/half.h"
@@ -208,6 +209,29 @@ TEST_CASE("tiles cover all rows, evenly", "[gemm]") {
       CHECK(next == rows);
     }
   CHECK(cpu::Tiles(13, 12).size(1) == 6);
+}
+
+TEST_CASE("runs cover all panel pairs, long ones where there are tasks enough", "[gemm]") {
+  for (int64_t pairs : {1, 2, 7, 64, 100})
+    for (int64_t bytes : {4096, 18432, 131072, 524288})
+      for (int64_t chunks : {1, 8, 500})
+        for (int threads : {1, 2, 16}) {
+          const cpu::Runs runs(pairs, bytes, chunks, threads);
+          INFO(pairs << " " << bytes << " " << chunks << " " << threads);
+          REQUIRE(runs.begin(0) == 0);
+          REQUIRE(runs.begin(runs.count) == pairs);
+          for (int64_t run = 0; run < runs.count; ++run) {
+            const int64_t size = runs.begin(run + 1) - runs.begin(run);
+            CHECK(size >= 1);
+            CHECK((size == 1 || size * bytes <= 128 << 10));
+            CHECK(runs.to_next(run, runs.begin(run + 1) - 1, threads) ==
+                  runs.begin(run + threads) - runs.begin(run + 1) + 1);
+            if (size > 1) CHECK(runs.to_next(run, runs.begin(run), threads) == 1);
+          }
+        }
+  CHECK(cpu::Runs(64, 18432, 8, 2).count == 10);  // of six or seven
+  CHECK(cpu::Runs(64, 18432, 1, 2).count == 64);  // few tasks: single pairs
+  CHECK(cpu::Runs(64, 131072, 8, 2).count == 64);
 }
 
 TEST_CASE("a slot's sections follow from the shape", "[gemm]") {
