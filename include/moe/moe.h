@@ -4,6 +4,7 @@
 #include "moe/balance.h"
 #include "moe/checkpoint.h"
 #include "moe/communicator.h"
+#include "moe/cpu_cost.h"
 #include "moe/eviction.h"
 #include "moe/expert_gemm.h"
 #include "moe/expert_store.h"
