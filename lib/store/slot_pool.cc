@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 
 #include "core/error.h"
+#include "core/numa.h"
 
 namespace moe {
 namespace {
@@ -50,6 +51,7 @@ Result<SlotPool> SlotPool::create(size_t slot_bytes, size_t alignment, int64_t c
   // An expert read front to back crosses a page every 4 KiB, where fetching ahead begins anew.
   // Refused where the system has no huge pages: then pages are small.
   madvise(base, bytes, MADV_HUGEPAGE);
+  spread(base, bytes, own_nodes());
   pool.base_ = static_cast<std::byte*>(base);
   return pool;
 }
