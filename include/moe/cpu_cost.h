@@ -17,7 +17,7 @@ namespace moe {
 
 // What some threads do together with experts of one format.
 struct CpuRates {
-  // Computing with weights that lie in a cache.
+  // Computing with few experts, over and over.
   struct Point {
     int64_t rows = 1;          // of one expert
     double ns_per_weight = 0;  // for all of its rows
@@ -40,11 +40,12 @@ struct CpuCostOptions {
   RowPrecision rows = RowPrecision::automatic;  // as the model's
   DType hidden = DType::f32;                    // type of the rows: f32, bf16 or f16
   size_t memory = size_t{512} << 20;            // bytes for weights that no cache holds
-  int samples = 5;                              // of each reading; medians count
+  int64_t most_rows = 256;                      // of one expert that are tried
+  int samples = 3;                              // of each reading; medians count
 };
 
 // Measures the backend that would serve `format`, on 1, 2, 4, ... and `threads` threads of its own
-// (0: one per core this process may use). Takes a second or so and options.memory; other work on
+// (0: one per core this process may use). Takes a second or two and options.memory; other work on
 // the machine shows in the answer. unimplemented if no CPU backend serves the format.
 MOE_API Result<CpuCost> measure_cpu_cost(const Format& format, int threads = 0,
                                          const CpuCostOptions& options = {});

@@ -127,10 +127,9 @@ class Experts {
 };
 
 constexpr int64_t kTiny = 32;                   // sizes of an expert that costs nothing
-constexpr int64_t kCached = 512;                // of one that stays in a cache
-constexpr int64_t kWide = 2048, kNarrow = 768;  // of one among many that do not
-constexpr size_t kTogether = 8;                 // cold experts of a batch
-constexpr int64_t kMostRows = 256;
+constexpr int64_t kWarm = 1024;                 // of one among few, which a cache may hold
+constexpr int64_t kWide = 2048, kNarrow = 768;  // of one among many, which none holds
+constexpr size_t kTogether = 8;                 // experts of a batch at most: work for many threads
 
 ExpertSpec spec_of(const Format& format, int64_t hidden, int64_t intermediate) {
   return {.hidden = hidden, .intermediate = intermediate, .format = format};
@@ -140,23 +139,27 @@ class Meter {
  public:
   static Result<Meter> make(const Format& format, const CpuCostOptions& options) {
     MOE_ASSIGN_OR_RETURN(Experts tiny, Experts::make(spec_of(format, kTiny, kTiny), 1, options));
-    MOE_ASSIGN_OR_RETURN(Experts cached,
-                         Experts::make(spec_of(format, kCached, kCached), 2, options));
+    MOE_ASSIGN_OR_RETURN(Experts warm,
+                         Experts::make(spec_of(format, kWarm, kWarm), kTogether, options));
     const ExpertSpec wide = spec_of(format, kWide, kNarrow);
     MOE_ASSIGN_OR_RETURN(const auto gemm, make_expert_gemm(Device::cpu(), wide));
     const size_t count =
         std::max(2 * kTogether, options.memory / std::max<size_t>(1, gemm->layout(wide).bytes));
     MOE_ASSIGN_OR_RETURN(Experts cold, Experts::make(wide, count, options));
-    return Meter(std::move(tiny), std::move(cached), std::move(cold), options);
+    return Meter(std::move(tiny), std::move(warm), std::move(cold), options);
   }
 
   Result<CpuRates> rates(Executor& executor) {
     CpuRates rates{.threads = executor.concurrency()};
     MOE_ASSIGN_OR_RETURN(rates.job_ns, tiny_.median_ns(1, 1, 10 * options_.samples, executor));
+    const auto experts =
+        std::clamp(static_cast<size_t>(executor.concurrency()), size_t{2}, kTogether);
     double least = 0;
-    for (int64_t rows = 1; rows <= kMostRows; rows *= 2) {
-      MOE_ASSIGN_OR_RETURN(const double ns, cached_.median_ns(2, rows, options_.samples, executor));
-      const double each = std::max(ns - rates.job_ns, 0.1 * ns) / (2 * cached_.weights());
+    for (int64_t rows = 1; rows <= options_.most_rows; rows *= 2) {
+      MOE_ASSIGN_OR_RETURN(const double ns,
+                           warm_.median_ns(experts, rows, options_.samples, executor));
+      const double each =
+          std::max(ns - rates.job_ns, 0.1 * ns) / (static_cast<double>(experts) * warm_.weights());
       least = std::max(least, each);
       rates.compute.push_back({rows, least});
     }
@@ -165,11 +168,8 @@ class Meter {
   }
 
  private:
-  Meter(Experts tiny, Experts cached, Experts cold, const CpuCostOptions& options)
-      : tiny_(std::move(tiny)),
-        cached_(std::move(cached)),
-        cold_(std::move(cold)),
-        options_(options) {}
+  Meter(Experts tiny, Experts warm, Experts cold, const CpuCostOptions& options)
+      : tiny_(std::move(tiny)), warm_(std::move(warm)), cold_(std::move(cold)), options_(options) {}
 
   // One row for each of all cold experts in turn, several rounds of all.
   Result<double> read(Executor& executor, double job_ns) {
@@ -182,7 +182,7 @@ class Meter {
     return median(std::move(times)) / (kTogether * cold_.weights());
   }
 
-  Experts tiny_, cached_, cold_;
+  Experts tiny_, warm_, cold_;
   CpuCostOptions options_;
 };
 
@@ -199,8 +199,9 @@ void smooth(const CpuRates& fewer, CpuRates* more) {
 Result<CpuCost> measure_cpu_cost(const Format& format, int threads, const CpuCostOptions& options) {
   return guarded({}, [&]() -> Result<CpuCost> {
     if (threads < 0) return invalid_argument({}, "threads is {}, wanted 0 (all) or more", threads);
-    if (options.samples < 1)
-      return invalid_argument({}, "samples is {}, wanted 1 or more", options.samples);
+    if (options.samples < 1 || options.most_rows < 1)
+      return invalid_argument({}, "samples is {} and most_rows {}, wanted 1 or more of each",
+                              options.samples, options.most_rows);
     MOE_ASSIGN_OR_RETURN(const std::unique_ptr<Executor> all, make_executor(threads));
     MOE_ASSIGN_OR_RETURN(Meter meter, Meter::make(format, options));
     CpuCost cost{format, {}};

@@ -104,7 +104,7 @@ TEST_CASE("no split between CPU and copies ends earlier", "[gemm][mission-91]") 
 }
 
 TEST_CASE("rates of every format are measured, or refused with a sentence", "[gemm][mission-91]") {
-  const CpuCostOptions quick{.memory = 0, .samples = 1};
+  const CpuCostOptions quick{.memory = 0, .most_rows = 8, .samples = 1};
   for (const Format& format : {Format{FormatKind::bf16}, Format{FormatKind::int4, 32}}) {
     const auto cost = measure_cpu_cost(format, 3, quick);
     INFO(cost.status().message());
@@ -124,5 +124,6 @@ TEST_CASE("rates of every format are measured, or refused with a sentence", "[ge
   CHECK(measure_cpu_cost({FormatKind::nvfp4}, 1, quick).status().code() ==
         StatusCode::unimplemented);
   CHECK(measure_cpu_cost({}, -1, quick).status().code() == StatusCode::invalid_argument);
+  CHECK(measure_cpu_cost({}, 1, {.most_rows = 0}).status().code() == StatusCode::invalid_argument);
   CHECK(measure_cpu_cost({}, 1, {.samples = 0}).status().code() == StatusCode::invalid_argument);
 }
