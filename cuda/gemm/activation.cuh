@@ -7,29 +7,44 @@ namespace moe::cuda {
 
 __device__ inline float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
 
-__device__ inline float activate(int32_t kind, float alpha, float limit, float g, float u) {
-  switch (kind) {
-    case 0: return g * sigmoid(g) * u;                             // silu
-    case 1: return 0.5f * g * (1.0f + erff(g * 0.70710678f)) * u;  // gelu
-    case 2: {                                                      // gelu_tanh
-      const float inner = 0.79788456f * (g + 0.044715f * g * g * g);
-      return g * sigmoid(2.0f * inner) * u;
-    }
-    case 3: return fmaxf(g, 0.0f) * u;  // relu
-    case 4: {
-      const float r = fmaxf(g, 0.0f);
-      return r * r * u;
-    }          // relu2
-    case 5: {  // swiglu_oai
-      g = fminf(g, limit);
-      u = fminf(fmaxf(u, -limit), limit);
-      return (u + 1.0f) * g * sigmoid(alpha * g);
-    }
-    default: {  // swiglu_step
-      u = fminf(fmaxf(u, -limit), limit);
-      return fminf(g * sigmoid(g), limit) * u;
+// Comparisons that a NaN fails, so that it stays.
+__device__ inline float at_most(float x, float limit) { return x > limit ? limit : x; }
+__device__ inline float at_least(float x, float limit) { return x < limit ? limit : x; }
+
+// One activation. Those with a sigmoid are one formula, without a branch:
+//   min(g sigmoid(linear g + cubic g^3), most) (clamp(u, +-most_up) + offset), g at most most_gate
+class Activating {
+ public:
+  __device__ Activating(int32_t kind, float alpha, float limit) {
+    if (kind == 1 || kind == 3 || kind == 4) {
+      other_ = kind;
+    } else if (kind == 2) {  // gelu_tanh
+      linear_ = 2 * 0.79788456f;
+      cubic_ = linear_ * 0.044715f;
+    } else if (kind == 5) {  // swiglu_oai
+      linear_ = alpha;
+      most_gate_ = most_up_ = limit;
+      offset_ = 1;
+    } else if (kind != 0) {  // swiglu_step; 0 is silu
+      most_ = most_up_ = limit;
     }
   }
-}
+
+  __device__ float operator()(float g, float u) const {
+    if (other_ == 0) {
+      g = at_most(g, most_gate_);
+      u = at_least(at_most(u, most_up_), -most_up_) + offset_;
+      return at_most(g * sigmoid(fmaf(cubic_ * g * g, g, linear_ * g)), most_) * u;
+    }
+    if (other_ == 1) return 0.5f * g * (1.0f + erff(g * 0.70710678f)) * u;  // gelu
+    const float r = at_least(g, 0.0f);                                      // relu
+    return other_ == 3 ? r * u : r * r * u;                                 // relu2
+  }
+
+ private:
+  static constexpr float kAny = __builtin_huge_valf();
+  int32_t other_ = 0;
+  float linear_ = 1, cubic_ = 0, most_gate_ = kAny, most_up_ = kAny, offset_ = 0, most_ = kAny;
+};
 
 }  // namespace moe::cuda

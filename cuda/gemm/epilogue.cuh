@@ -29,16 +29,15 @@ __device__ inline float2 bias_of(const GroupedGemmArgs& args, int slot, int weig
 // two of plain rows.
 template <typename C, int kN>
 struct Packer {
-  const GroupedGemmArgs& args;
+  const Activating& activating;
   const float (&sum)[kN / 2];
   float low_bias, high_bias;
   __device__ float apply(float gate, float up) const {
     if constexpr (C::kOutput == Output::silu) return gate * sigmoid(gate) * up;
-    return activate(args.activation, args.alpha, args.limit, gate, up);
+    return activating(gate, up);
   }
   __device__ float single(float value) const {
-    if constexpr (C::kOutput == Output::unary)
-      return activate(args.activation, args.alpha, args.limit, value, 1.0f);
+    if constexpr (C::kOutput == Output::unary) return activating(value, 1.0f);
     return value;
   }
   __device__ float2 both(int j) const {
@@ -163,11 +162,11 @@ __device__ __forceinline__ void store_quantized(const GroupedGemmArgs& args, con
                                                 int consumer,
                                                 const float (&sum)[C::kHalves][kN / 2],
                                                 const float2 (&bias)[C::kHalves],
-                                                std::byte* staging) {
+                                                const Activating& activating, std::byte* staging) {
   if (kFirst >= work.rows) return;
 #pragma unroll
   for (int half = 0; half < C::kHalves; ++half) {
-    const Packer<C, kN> values{args, sum[half], bias[half].x, bias[half].y};
+    const Packer<C, kN> values{activating, sum[half], bias[half].x, bias[half].y};
     stage_wide<C, kN, kFirst, C::kChunk>(
         values, staging + (consumer * C::kHalves + half) * C::kColumns * 4);
   }
@@ -175,7 +174,8 @@ __device__ __forceinline__ void store_quantized(const GroupedGemmArgs& args, con
   write_quantized<C, C::kChunk>(args, work, kFirst, staging);
   named_barrier(1, 128 * C::kConsumers);
   if constexpr (kFirst + C::kChunk < kN)
-    store_quantized<C, kN, kFirst + C::kChunk>(args, work, consumer, sum, bias, staging);
+    store_quantized<C, kN, kFirst + C::kChunk>(args, work, consumer, sum, bias, activating,
+                                               staging);
 }
 
 }  // namespace moe::cuda::grouped

@@ -22,14 +22,15 @@ __device__ __forceinline__ void compute(const GroupedGemmArgs& args, const Share
   else
     multiply_bf16<C, kN>(args, shared, cursor, consumer, sum[0]);
   const int row = work.weight_row + consumer * C::kHalves * 64;
+  const Activating activating(args.activation, args.alpha, args.limit);
   if constexpr (C::kQuantize) {
     const float2 bias[2] = {bias_of(args, work.slot, row), bias_of(args, work.slot, row + 64)};
-    store_quantized<C, kN>(args, work, consumer, sum, bias, shared.staging);
+    store_quantized<C, kN>(args, work, consumer, sum, bias, activating, shared.staging);
   } else {
 #pragma unroll
     for (int half = 0; half < C::kHalves; ++half) {
       const float2 bias = bias_of(args, work.slot, row + half * 64);
-      const Packer<C, kN> values{args, sum[half], bias.x, bias.y};
+      const Packer<C, kN> values{activating, sum[half], bias.x, bias.y};
       store<C, kN>(args, work, row + half * 64, consumer, values,
                    shared.staging + consumer * C::kChunk * C::kPitch);
     }
@@ -47,8 +48,9 @@ __device__ __forceinline__ void compute_any(const GroupedGemmArgs& args, const S
   compute<C, kN>(args, shared, work, cursor, consumer);
 }
 
+// Inlined, since a call would make every multiplication wait for the one before.
 template <typename C>
-__device__ void consume(const GroupedGemmArgs& args, const Shared<C>& shared) {
+__device__ __forceinline__ void consume(const GroupedGemmArgs& args, const Shared<C>& shared) {
   const int consumer = threadIdx.x / 128 - 1;
   wait_for_previous_kernel();
   WorkList<C> list(args);

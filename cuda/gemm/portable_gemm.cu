@@ -159,9 +159,7 @@ __device__ void stage_output(const GroupedGemmArgs& args, const Work& work, std:
     *reinterpret_cast<__nv_bfloat16*>(staging + token * C::kPitch + column * 2) =
         __float2bfloat16(value);
   };
-  const auto apply = [&](float gate, float up) {
-    return activate(args.activation, args.alpha, args.limit, gate, up);
-  };
+  const Activating apply(args.activation, args.alpha, args.limit);
 #pragma unroll
   for (int m = 0; m < C::kM; ++m) {
     const int row = first_row + 16 * m + g;
