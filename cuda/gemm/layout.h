@@ -80,6 +80,13 @@ constexpr int64_t gate_row(int64_t i) {
   return i / kInterleave * 2 * kInterleave + i % kInterleave;
 }
 
+// Where row i of a canonical matrix goes: of gate_up, or of down and of up without a gate.
+enum class RowOrder { gate, up, own };
+constexpr int64_t row_in_slot(RowOrder order, int64_t i) {
+  if (order == RowOrder::own) return i;
+  return gate_row(i) + (order == RowOrder::up ? kInterleave : 0);
+}
+
 // Where column k of a matrix lies in a row of e4m3: byte b of word w of 16 columns is column
 // 2 w + {8, 0, 9, 1}[b].
 constexpr int64_t e4m3_column(int64_t k) {

@@ -12,14 +12,6 @@
 namespace moe::cuda {
 namespace {
 
-// Where row i of a canonical matrix goes: of gate_up, or of down.
-enum class RowOrder { gate, up, own };
-
-int64_t row_in_slot(RowOrder order, int64_t i) {
-  if (order == RowOrder::own) return i;
-  return gate_row(i) + (order == RowOrder::up ? kInterleave : 0);
-}
-
 // One canonical tensor of the expert, from the source into a section.
 class Packer {
  public:

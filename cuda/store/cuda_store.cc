@@ -5,6 +5,9 @@
 #include <cstring>
 #include <thread>
 
+#include "gemm/backend.h"
+#include "gemm/generate.h"
+#include "gemm/pack.h"
 #include "router/cpu_router.h"
 #include "runtime/driver.h"
 #include "store/block_copy.h"
@@ -103,32 +106,65 @@ CudaStore::~CudaStore() {
   if (fixed_) memory_.deallocate(fixed_, fixed_bytes_, 256);
 }
 
-Status CudaStore::fill(std::byte* slot, size_t bytes,
-                       const std::function<Status(std::byte*)>& pack) {
+namespace {
+
+// Of `bytes` of device memory, once what was enqueued before is complete.
+Result<uint64_t> digest_of(const std::byte* slot, size_t bytes, Staging& staging) {
+  const cudaStream_t stream = staging.stream;
+  cudaError_t result = cudaMemsetAsync(staging.sum, 0, 8, stream);
+  if (result == cudaSuccess) result = launch_checksum(slot, bytes, staging.sum, stream);
+  if (result == cudaSuccess)
+    result = cudaMemcpyAsync(staging.sum_back, staging.sum, 8, cudaMemcpyDeviceToHost, stream);
+  if (result == cudaSuccess) result = cudaStreamSynchronize(stream);
+  MOE_RETURN_IF_ERROR(check(result, "read an expert's slot", {.phase = Phase::load}));
+  return *staging.sum_back;
+}
+
+}  // namespace
+
+Result<uint64_t> CudaStore::with_staging(size_t bytes,
+                                         const std::function<Result<uint64_t>(Staging&)>& work) {
   const DeviceScope scope(index_);
-  const Place place = {.phase = Phase::load};
   MOE_ASSIGN_OR_RETURN(auto staging, staging_.take(bytes));
-  const auto copy = [&]() -> Status {
-    MOE_RETURN_IF_ERROR(pack(staging->host));
-    const cudaStream_t stream = staging->stream;
-    cudaError_t result =
-        cudaMemcpyAsync(slot, staging->host, bytes, cudaMemcpyHostToDevice, stream);
-    if (result == cudaSuccess) result = cudaMemsetAsync(staging->sum, 0, 8, stream);
-    if (result == cudaSuccess) result = launch_checksum(slot, bytes, staging->sum, stream);
-    if (result == cudaSuccess)
-      result = cudaMemcpyAsync(staging->sum_back, staging->sum, 8, cudaMemcpyDeviceToHost, stream);
-    MOE_RETURN_IF_ERROR(check(result, "copy an expert to the GPU", place));
-    const uint64_t wanted = checksum(staging->host, bytes);  // while the copy is under way
-    MOE_RETURN_IF_ERROR(check(cudaStreamSynchronize(stream), "copy an expert to the GPU", place));
-    if (*staging->sum_back == wanted) return {};
+  const Result<uint64_t> result = guarded({.phase = Phase::load}, [&] { return work(*staging); });
+  staging_.give_back(std::move(staging));
+  return result;
+}
+
+Result<uint64_t> CudaStore::digest(const std::byte* slot, size_t bytes) {
+  return with_staging(0, [&](Staging& staging) { return digest_of(slot, bytes, staging); });
+}
+
+Result<uint64_t> CudaStore::fill(std::byte* slot, size_t bytes,
+                                 const std::function<Status(std::byte*)>& pack) {
+  const Place place = {.phase = Phase::load};
+  return with_staging(bytes, [&](Staging& staging) -> Result<uint64_t> {
+    MOE_RETURN_IF_ERROR(pack(staging.host));
+    MOE_RETURN_IF_ERROR(
+        check(cudaMemcpyAsync(slot, staging.host, bytes, cudaMemcpyHostToDevice, staging.stream),
+              "copy an expert to the GPU", place));
+    const uint64_t wanted = checksum(staging.host, bytes);  // while the copy is under way
+    MOE_ASSIGN_OR_RETURN(const uint64_t there, digest_of(slot, bytes, staging));
+    if (there == wanted) return there;
     return error(StatusCode::data_loss, place,
                  "{} bytes copied to cuda:{} came out different there; the GPU or its link is "
                  "faulty",
                  bytes, index_);
-  };
-  const Status status = guarded(place, copy);
-  staging_.give_back(std::move(staging));
-  return status;
+  });
+}
+
+bool CudaStore::generates(const ExpertGemm& gemm) const {
+  return dynamic_cast<const GpuGemm*>(&gemm) != nullptr;
+}
+
+Result<uint64_t> CudaStore::generate(std::byte* slot, const ExpertSpec& spec,
+                                     const GeneratedWeights& weights, int32_t layer,
+                                     int32_t expert) {
+  return with_staging(0, [&](Staging& staging) -> Result<uint64_t> {
+    MOE_RETURN_IF_ERROR(generate_slot(spec, weights, layer, expert, slot, staging.stream));
+    const auto bytes = static_cast<size_t>(slot_sections(slot_shape(spec)).bytes);
+    return digest_of(slot, bytes, staging);
+  });
 }
 
 Result<std::unique_ptr<DeviceCopy>> CudaStore::copy(const LayerSpec& spec,

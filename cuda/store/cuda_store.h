@@ -31,8 +31,13 @@ class CudaStore final : public StoreDevice {
 
   Allocator& memory() override { return memory_; }
   size_t free_bytes() const override { return cuda::free_bytes(index_); }
-  Status fill(std::byte* slot, size_t bytes,
-              const std::function<Status(std::byte*)>& pack) override;
+  Result<uint64_t> digest(const std::byte* slot, size_t bytes) override;
+  Result<uint64_t> fill(std::byte* slot, size_t bytes,
+                        const std::function<Status(std::byte*)>& pack) override;
+  bool generates(const ExpertGemm& gemm) const override;
+  Result<uint64_t> generate(std::byte* slot, const ExpertSpec& spec,
+                            const GeneratedWeights& weights, int32_t layer,
+                            int32_t expert) override;
   Result<std::unique_ptr<DeviceCopy>> copy(const LayerSpec& spec, const LayerBlock& block) override;
   Status publish(size_t layer, ExpertTable& table) override;
   Status wait_for_grace(const Clock& clock, int64_t end_ns) override;
@@ -51,6 +56,8 @@ class CudaStore final : public StoreDevice {
  private:
   CudaStore(int32_t index, const Services& services);
   Status start(size_t layers);
+  Result<uint64_t> with_staging(size_t bytes,
+                                const std::function<Result<uint64_t>(Staging&)>& work);
   Status write_cell(size_t layer, const std::byte* table);
   Status read_counters(const Clock& clock, int64_t end_ns);
 

@@ -31,7 +31,7 @@ MOE_API const char* to_string(CopyState state);  // "ready"
 struct ExpertHealth {
   CopyState state = CopyState::empty;  // of the copy
   uint32_t version = 0;                // counts from 1; 0: never loaded
-  uint64_t digest = 0;                 // XXH3 over the packed bytes
+  uint64_t digest = 0;                 // over the packed bytes: XXH3, or the GPU's own sum
   Status reason;                       // why it failed
 };
 
@@ -39,7 +39,7 @@ struct ExpertHealth {
 struct ExpertCopyInfo {
   uint32_t version = 0;                // of its weights
   CopyState state = CopyState::empty;  // never empty: such a copy does not exist
-  uint64_t digest = 0;                 // XXH3 over the packed bytes; 0 before it is verified
+  uint64_t digest = 0;                 // as in ExpertHealth; 0 before it is verified
   int64_t slot = -1;                   // in the pool of its size
   bool serving = false;                // the newest table names it
   int32_t leases = 0;                  // waves that compute with it now

@@ -1,4 +1,5 @@
 // A synthetic model as a WeightSource: elements are computed when they are read.
+#include "checkpoint/generated.h"
 #include "checkpoint/read_slice.h"
 #include "checkpoint/synthetic_model.h"
 #include "core/error.h"
@@ -7,7 +8,7 @@
 namespace moe {
 namespace {
 
-class SyntheticWeights final : public WeightSource {
+class SyntheticWeights final : public WeightSource, public GeneratedWeights {
  public:
   explicit SyntheticWeights(SyntheticModel model)
       : model_(std::move(model)), name_("synthetic " + std::string(model_.spec.family)) {}
@@ -34,6 +35,17 @@ class SyntheticWeights final : public WeightSource {
         return Status();
       };
       return read_slice(found.slice, fill, out);
+    });
+  }
+
+  Result<GeneratedTensor> generated(const WeightId& id) const override {
+    return guarded({.layer = id.layer}, [&]() -> Result<GeneratedTensor> {
+      MOE_ASSIGN_OR_RETURN(const LayerSet::Found found, model_.layers.find(id));
+      if (found.name.empty()) return GeneratedTensor{};
+      const SyntheticTensor tensor = tensor_of(found, id);
+      const TensorSlice& slice = found.slice;
+      return GeneratedTensor{tensor.key,     tensor.scale,      tensor.offset, slice.base,
+                             slice.row_step, slice.column_step, tensor.dtype};
     });
   }
 

@@ -13,6 +13,8 @@
 
 namespace moe {
 
+class ExpertGemm;
+class GeneratedWeights;
 struct ExpertTable;
 struct LayerBlock;
 
@@ -30,10 +32,21 @@ class StoreDevice {
   virtual Allocator& memory() = 0;        // of slots
   virtual size_t free_bytes() const = 0;  // on the device, for messages
 
+  // 64 bits over the bytes of a slot, computed on the device.
+  virtual Result<uint64_t> digest(const std::byte* slot, size_t bytes) = 0;
+
   // Calls `pack` with `bytes` of host memory that the device copies from well, and copies what it
-  // wrote to `slot`. Returns when the copy is complete and has been compared with the original.
-  virtual Status fill(std::byte* slot, size_t bytes,
-                      const std::function<Status(std::byte*)>& pack) = 0;
+  // wrote to `slot`. Returns the slot's digest once the copy is complete and has been compared with
+  // the original.
+  virtual Result<uint64_t> fill(std::byte* slot, size_t bytes,
+                                const std::function<Status(std::byte*)>& pack) = 0;
+
+  // Whether generate() knows the slots of `gemm`; then it computes there what fill() with that
+  // backend's pack() would copy, and returns the same digest.
+  virtual bool generates(const ExpertGemm& gemm) const = 0;
+  virtual Result<uint64_t> generate(std::byte* slot, const ExpertSpec& spec,
+                                    const GeneratedWeights& weights, int32_t layer,
+                                    int32_t expert) = 0;
 
   // The block's tensors as kernels read them.
   virtual Result<std::unique_ptr<DeviceCopy>> copy(const LayerSpec& spec,

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "checkpoint/generated.h"
 #include "core/error.h"
 #define XXH_INLINE_ALL
 #include <xxhash.h>
@@ -77,21 +78,24 @@ Result<uint64_t> ExpertStore::Impl::pack(const StoreLayer& layer, int32_t expert
   const ExpertSpec& spec = expert == kSharedExpert ? layer.spec.shared->expert : layer.spec.expert;
   const FiniteSource finite(version.source);
   const WeightSource& from = version.check_finite ? finite : version.source;
-  uint64_t digest = 0;
-  const auto to_memory = [&](std::byte* to) -> Status {
-    MOE_RETURN_IF_ERROR(compute.gemm->pack(spec, from, layer.spec.layer, expert, to));
-    digest = XXH3_64bits(to, compute.layout.bytes);
-    return {};
+  const auto to_memory = [&](std::byte* to) {
+    return compute.gemm->pack(spec, from, layer.spec.layer, expert, to);
   };
-  const Status status = guarded({}, [&] {
-    return device ? device->fill(slot, compute.layout.bytes, to_memory) : to_memory(slot);
+  const auto* generated = dynamic_cast<const GeneratedWeights*>(&version.source);
+  Result<uint64_t> digest = guarded({}, [&]() -> Result<uint64_t> {
+    if (!device) {
+      MOE_RETURN_IF_ERROR(to_memory(slot));
+      return XXH3_64bits(slot, compute.layout.bytes);
+    }
+    if (generated && device->generates(*compute.gemm))
+      return device->generate(slot, spec, *generated, layer.spec.layer, expert);
+    return device->fill(slot, compute.layout.bytes, to_memory);
   });
-  if (!status.ok())
-    return status.at({.file = version.source.name(),
-                      .layer = layer.spec.layer,
-                      .expert = expert,
-                      .phase = Phase::load});
-  return digest;
+  if (digest.ok()) return digest;
+  return digest.status().at({.file = version.source.name(),
+                             .layer = layer.spec.layer,
+                             .expert = expert,
+                             .phase = Phase::load});
 }
 
 // Fills the slot that take_slot() gave for `need`. Runs on a loader's thread.

@@ -490,9 +490,13 @@ TEST_CASE("replays of a graph see whole tables while tables change", "[cuda][mis
       // Slots of 4 ... 7 are free in both tables; what served 0 ... 3 before takes their place.
       for (int32_t e = 0; e < 4 && trouble.ok(); ++e) {
         const int64_t spare = layer.experts[static_cast<size_t>(e) + 4].first;
-        trouble = store.device->fill(
-            store.classes[layer.routed.slot_class].pool->address(spare), layer.routed.layout.bytes,
-            [&](std::byte* to) { return layer.routed.gemm->pack(spec.expert, source, 0, e, to); });
+        trouble = store.device
+                      ->fill(store.classes[layer.routed.slot_class].pool->address(spare),
+                             layer.routed.layout.bytes,
+                             [&](std::byte* to) {
+                               return layer.routed.gemm->pack(spec.expert, source, 0, e, to);
+                             })
+                      .status();
       }
       if (!trouble.ok()) return;
       {

@@ -49,14 +49,24 @@ class FakeDevice final : public StoreDevice, public Allocator {
   Allocator& memory() override { return *this; }
   size_t free_bytes() const override { return 12345; }
 
-  Status fill(std::byte* slot, size_t bytes,
-              const std::function<Status(std::byte*)>& pack) override {
+  Result<uint64_t> digest(const std::byte* slot, size_t bytes) override {
+    uint64_t sum = bytes;
+    for (size_t i = 0; i < bytes; ++i) sum = sum * 31 + static_cast<uint64_t>(slot[i]);
+    return sum;
+  }
+  bool generates(const ExpertGemm&) const override { return false; }
+  Result<uint64_t> generate(std::byte*, const ExpertSpec&, const GeneratedWeights&, int32_t,
+                            int32_t) override {
+    return failure();
+  }
+  Result<uint64_t> fill(std::byte* slot, size_t bytes,
+                        const std::function<Status(std::byte*)>& pack) override {
     if (count_fill() == told.fail_fill) return failure();
     std::vector<std::byte> staging(bytes + 64);
     std::byte* aligned = staging.data() + (64 - reinterpret_cast<uintptr_t>(staging.data()) % 64);
     if (Status status = pack(aligned); !status.ok()) return status;
     std::memcpy(slot, aligned, bytes);
-    return {};
+    return digest(slot, bytes);
   }
   Result<std::unique_ptr<DeviceCopy>> copy(const LayerSpec&, const LayerBlock&) override {
     if (told.fail_copy >= 0 && told.copies_out >= told.fail_copy) return failure();
