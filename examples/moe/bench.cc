@@ -5,7 +5,6 @@
 #include <memory>
 #include <optional>
 #include <random>
-#include <set>
 
 #include <fmt/format.h>
 
@@ -17,6 +16,7 @@
 #include "names.h"
 #include "spec.h"
 #include "terminal.h"
+#include "work.h"
 
 namespace moe::cli {
 namespace {
@@ -26,7 +26,7 @@ constexpr int kSamples = 7;  // forwards per point, with a sample of each limit 
 struct Options {
   SpecOptions spec;
   std::string checkpoint;
-  std::string gemm, device = "cpu";
+  std::string gemm, row_precision = "automatic", device = "cpu";
   bool no_shared = false;
   std::vector<int64_t> tokens = {1, 4, 16, 64, 256};
   int threads = 0;
@@ -97,48 +97,6 @@ struct Bench {
   }
 };
 
-double network_weights(const ExpertSpec& spec) {
-  return (spec.gated ? 3.0 : 2.0) * static_cast<double>(spec.hidden) *
-         static_cast<double>(spec.intermediate);
-}
-
-bool is_integer(const Format& format) {
-  return format.kind == FormatKind::int8 || format.kind == FormatKind::int4;
-}
-
-// Scales and zero points included.
-double weight_bytes(const ExpertSpec& spec) {
-  const Format& format = spec.format;
-  double bits = 16;
-  if (format.kind == FormatKind::f32) bits = 32;
-  if (format.kind == FormatKind::int8 || format.kind == FormatKind::fp8_block) bits = 8;
-  if (format.kind == FormatKind::int4) bits = 4;
-  const double group_bits = bits_of(format.scale) + (format.zero_points ? 8 : 0);
-  if (is_integer(format)) bits += group_bits / (format.group > 0 ? format.group : spec.hidden);
-  return network_weights(spec) * bits / 8;
-}
-
-// Work of one forward that chose `ids`: multiply-adds count twice, activated weights once.
-void add_work(const LayerSpec& layer, const Batch& batch, Point& point) {
-  std::set<int32_t> active;
-  int64_t pairs = 0;
-  for (const int32_t id : batch.ids) {
-    if (id < 0 || id >= layer.router.num_experts) continue;
-    active.insert(id);
-    ++pairs;
-  }
-  const double expert = network_weights(layer.expert);
-  const double router = static_cast<double>(layer.router.candidates() * layer.hidden());
-  const double shared = layer.shared ? network_weights(layer.shared->expert) : 0;
-  const double shared_bytes = layer.shared ? weight_bytes(layer.shared->expert) : 0;
-  constexpr double kRouterBytes = 2;  // of a weight
-  const auto rows = static_cast<double>(batch.rows);
-  point.flops += 2 * (static_cast<double>(pairs) * expert + rows * (shared + router)) / kSamples;
-  point.weight_bytes += (static_cast<double>(active.size()) * weight_bytes(layer.expert) +
-                         shared_bytes + kRouterBytes * router) /
-                        kSamples;
-}
-
 // Forwards through copy after copy of the layer, with other rows each time.
 Result<Point> measure(Bench& bench, int64_t tokens) {
   Point point{.tokens = tokens};
@@ -156,7 +114,9 @@ Result<Point> measure(Bench& bench, int64_t tokens) {
     const std::chrono::duration<double, std::micro> took = std::chrono::steady_clock::now() - start;
     if (sample < 0) continue;
     us.push_back(took.count());
-    add_work(layer, batch, point);
+    const Work work = work_of(layer, batch.ids, batch.rows, true);
+    point.flops += work.flops / kSamples;
+    point.weight_bytes += work.weight_bytes / kSamples;
   }
   point.us = spread(std::move(us));
   return point;
@@ -236,45 +196,56 @@ Result<std::unique_ptr<WeightSource>> open_gpu_source(const Options& options) {
   return make_synthetic(spec);
 }
 
-void print_gpu(const std::string& like, const Options& options, const GpuLimits& limits,
-               const std::vector<GpuPoint>& points) {
-  const auto fraction = [&](const GpuPoint& p) {
-    const double floor = std::max(p.bytes / limits.read_bytes,
-                                  limits.bf16_flops > 0 ? p.flops / limits.bf16_flops : 0.0);
-    return 1e6 * floor / p.us;
-  };
+// The most that the card allows.
+double gpu_fraction(const GpuLimits& limits, FormatKind weights, const GpuPoint& p) {
+  const double rate = limits.flops(weights);
+  const double floor =
+      std::max(p.bytes / limits.read_bytes, rate > 0 ? p.flops / rate : 0.0);  // seconds
+  return 1e6 * floor / p.us;
+}
+
+void print_gpu(const std::string& like, const Options& options, FormatKind weights,
+               const GpuLimits& limits, const std::vector<GpuPoint>& points) {
   if (options.json) {
     Json json;
     json.value("device", options.device).value("shared", !options.no_shared).object("limits");
     json.value("read_gbs", limits.read_bytes / 1e9);
-    json.value("bf16_tflops", limits.bf16_flops / 1e12).end().array("points");
+    json.value("bf16_tflops", limits.bf16_flops / 1e12);
+    json.value("fp8_tflops", limits.fp8_flops / 1e12).end().array("points");
     for (const GpuPoint& p : points) {
-      json.object().value("like", like).value("tokens", p.tokens).value("us", p.us);
-      json.value("us_min", p.us_min).value("us_max", p.us_max);
+      json.object().value("like", like).value("tokens", p.tokens);
+      json.value("dtype", to_string(weights)).value("us", p.us);
+      json.value("us_min", p.us_min).value("us_max", p.us_max).value("replays", p.replays);
       json.value("tflops", p.flops / p.us / 1e6).value("gbs", p.bytes / p.us / 1e3);
-      json.value("roofline_fraction", fraction(p)).end();
+      json.value("roofline_fraction", gpu_fraction(limits, weights, p)).end();
     }
     return json.print();
   }
-  fmt::print("{} on {}{}; limits: read {:.2f} TB/s, cuBLASLt bf16 {:.0f} TFLOP/s (0: not found)\n",
-             like, options.device, options.no_shared ? ", no shared experts" : "",
-             limits.read_bytes / 1e12, limits.bf16_flops / 1e12);
-  fmt::print("{:>8} {:>12} {:>23} {:>10} {:>10} {:>10}\n", "tokens", "us", "least .. most",
-             "TFLOP/s", "GB/s", "of limit");
+  fmt::print(
+      "{}, {}, on {}{}; limits: read {:.2f} TB/s, cuBLASLt 8192^3 bf16 {:.0f}, fp8 {:.0f} TFLOP/s"
+      "{}\n",
+      like, to_string(weights), options.device, options.no_shared ? ", no shared experts" : "",
+      limits.read_bytes / 1e12, limits.bf16_flops / 1e12, limits.fp8_flops / 1e12,
+      limits.flops(weights) > 0 ? ""
+                                : " (libcublasLt.so.13 not found: fractions of reading alone)");
+  fmt::print("{:>8} {:>12} {:>23} {:>8} {:>10} {:>10} {:>10}\n", "tokens", "us", "least .. most",
+             "replays", "TFLOP/s", "GB/s", "of limit");
   for (const GpuPoint& p : points)
-    fmt::print("{:>8} {:>12.1f} {:>10.1f} .. {:>9.1f} {:>10.2f} {:>10.0f} {:>8.1f} %\n", p.tokens,
-               p.us, p.us_min, p.us_max, p.flops / p.us / 1e6, p.bytes / p.us / 1e3,
-               100 * fraction(p));
+    fmt::print("{:>8} {:>12.1f} {:>10.1f} .. {:>9.1f} {:>8} {:>10.2f} {:>10.0f} {:>8.1f} %\n",
+               p.tokens, p.us, p.us_min, p.us_max, p.replays, p.flops / p.us / 1e6,
+               p.bytes / p.us / 1e3, 100 * gpu_fraction(limits, weights, p));
 }
 
 Status bench_gpu(const Options& options, Device device, const std::string& like) {
   const Result<std::unique_ptr<WeightSource>> source = open_gpu_source(options);
   if (!source.ok()) return source.status();
   ProgressBar bar("loading weights");
-  Result<Model> model = Model::create(**source, {.device = device,
-                                                 .gemm = options.gemm,
-                                                 .progress = ProgressBar::update,
-                                                 .progress_argument = &bar});
+  Result<Model> model =
+      Model::create(**source, {.device = device,
+                               .gemm = options.gemm,
+                               .gemm_options = {parse_rows(options.row_precision)},
+                               .progress = ProgressBar::update,
+                               .progress_argument = &bar});
   if (!model.ok()) return model.status();
   const Result<GpuLimits> limits = gpu_limits(device.index);
   if (!limits.ok()) return limits.status();
@@ -285,7 +256,7 @@ Status bench_gpu(const Options& options, Device device, const std::string& like)
     if (!point.ok()) return point.status();
     points.push_back(*point);
   }
-  print_gpu(like, options, *limits, points);
+  print_gpu(like, options, model->layers().front().expert.format.kind, *limits, points);
   return {};
 }
 
@@ -314,6 +285,7 @@ Status bench(Options& options) {
   ProgressBar bar("loading weights");
   Result<Model> model = Model::create(source, {.format = packed_format(options),
                                                .gemm = options.gemm,
+                                               .gemm_options = {parse_rows(options.row_precision)},
                                                .host = {.executor = executor->get()},
                                                .progress = ProgressBar::update,
                                                .progress_argument = &bar});
@@ -352,6 +324,11 @@ void add_bench(CLI::App& app, Global& global) {
   command->add_flag("--no-shared", options->no_shared,
                     "GPU: leave shared experts out, as others' figures do");
   command->add_option("--backend", options->gemm, "Expert backend to force; see moe info");
+  command
+      ->add_option("--row-precision", options->row_precision,
+                   "Least exact rows that meet the weights: exact is f32 (GPU: bf16)")
+      ->check(CLI::IsMember(row_precisions()))
+      ->capture_default_str();
   command->add_option("--format", options->format, "CPU: quantise the experts to int8 or int4")
       ->check(CLI::IsMember({"int8", "int4"}));
   command

@@ -15,15 +15,20 @@ struct GpuBench {
   bool shared = true;  // false: leave shared experts out
 };
 
-// Medians of replays of a captured graph, and the card's own limits from the same run.
+// Replays of a captured graph: microseconds a layer, and the work of one.
 struct GpuPoint {
   int64_t tokens = 0;
-  double us = 0, us_min = 0, us_max = 0;
-  double flops = 0, bytes = 0;  // of one forward
+  double us = 0, us_min = 0, us_max = 0;  // median, least, most
+  int64_t replays = 0;
+  double flops = 0, bytes = 0;  // weights, and rows in and out
 };
+// What the card itself could do, per second, measured in this run.
 struct GpuLimits {
-  double read_bytes = 0;  // per second
-  double bf16_flops = 0;  // per second; 0: libcublasLt was not found
+  double read_bytes = 0;
+  double bf16_flops = 0, fp8_flops = 0;  // 0: libcublasLt was not found
+  double flops(FormatKind weights) const {
+    return weights == FormatKind::fp8_block ? fp8_flops : bf16_flops;
+  }
 };
 Result<GpuLimits> gpu_limits(int32_t device);
 Result<GpuPoint> bench_on_gpu(const WeightSource& source, Model& model, const GpuBench& bench,

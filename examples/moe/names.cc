@@ -47,6 +47,17 @@ Device parse_device(const std::string& text) {
   wrong_usage("--device: '" + text + "' is neither cpu nor cuda:N");
 }
 
+const std::vector<std::string>& row_precisions() {
+  static const std::vector<std::string> names = {"automatic", "exact", "fast"};
+  return names;
+}
+
+RowPrecision parse_rows(const std::string& text) {
+  const auto& names = row_precisions();
+  const auto at = std::find(names.begin(), names.end(), text);
+  return static_cast<RowPrecision>(at - names.begin());
+}
+
 DType parse_dtype(const std::string& text) {
   std::string name = text;
   std::transform(name.begin(), name.end(), name.begin(),

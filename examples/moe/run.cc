@@ -35,6 +35,7 @@ LayerRunner::LayerRunner(const Checkpoint& checkpoint, const RunOptions& options
     : checkpoint_(checkpoint),
       device_(parse_device(options.device)),
       gemm_(options.gemm),
+      gemm_options_{parse_rows(options.row_precision)},
       expert_memory_(options.expert_memory),
       policy_(options.policy) {
   if (options.threads == 0) return;
@@ -59,6 +60,7 @@ Result<Model> LayerRunner::load(int32_t layer) const {
                                      .eviction = policy_,
                                      .layers = {layer},
                                      .gemm = gemm_,
+                                     .gemm_options = gemm_options_,
                                      .host = {.executor = executor_.get()},
                                      .progress = ProgressBar::update,
                                      .progress_argument = &bar});
@@ -68,8 +70,10 @@ Result<Model> LayerRunner::load(int32_t layer) const {
 // experts are bf16, those of fp8 experts may be e4m3.
 double LayerRunner::tolerance(const ExpertSpec& spec) const {
   if (device_.kind != DeviceKind::cpu)
-    return spec.format.kind == FormatKind::fp8_block ? 7e-2 : 1e-2;
-  const auto gemm = make_expert_gemm(device_, spec, gemm_);
+    return spec.format.kind == FormatKind::fp8_block && gemm_options_.rows != RowPrecision::exact
+               ? 7e-2
+               : 1e-2;
+  const auto gemm = make_expert_gemm(device_, spec, gemm_, gemm_options_);
   return gemm.ok() ? std::max(1e-5, (*gemm)->error_bound(spec, DType::f32)) : 1e-5;
 }
 
@@ -145,6 +149,11 @@ void add_run(CLI::App& app, Global& global) {
   command->add_option("--output", options->output, "Safetensors file to write");
   command->add_option("--device", options->device, "cpu or cuda:N")->capture_default_str();
   command->add_option("--backend", options->gemm, "Expert backend to force; see moe info");
+  command
+      ->add_option("--row-precision", options->row_precision,
+                   "Least exact rows that meet the weights: exact is f32 (GPU: bf16)")
+      ->check(CLI::IsMember(row_precisions()))
+      ->capture_default_str();
   command->add_option("--threads", options->threads, "0: one per core")
       ->check(CLI::NonNegativeNumber);
   command

@@ -17,7 +17,7 @@ namespace moe::cli {
 
 struct RunOptions {
   std::string checkpoint, input, output, device = "cpu";
-  std::string gemm;
+  std::string gemm, row_precision = "automatic";
   int threads = 0;
   size_t expert_memory = 0;
   std::string policy;        // empty: the default
@@ -49,6 +49,7 @@ class LayerRunner {
   const Checkpoint& checkpoint_;
   Device device_;
   std::string gemm_;
+  ExpertGemmOptions gemm_options_;
   size_t expert_memory_;
   std::string policy_;
   std::unique_ptr<Executor> executor_;
