@@ -3,17 +3,18 @@
 #include <random>
 
 #include "gpu.h"
+#include "quant/half.h"
 
 namespace moe::cli {
 
-Batch random_batch(const WeightSource& source, const LayerSpec& layer, int64_t rows,
-                   uint64_t seed) {
-  Batch batch{.name = "random", .rows = rows, .hidden_size = layer.hidden()};
-  batch.hidden.resize(static_cast<size_t>(rows * batch.hidden_size) * sizeof(float));
+Batch random_batch(const WeightSource& source, const LayerSpec& layer, int64_t rows, uint64_t seed,
+                   DType dtype) {
+  Batch batch{.name = "random", .rows = rows, .hidden_size = layer.hidden(), .dtype = dtype};
+  const int64_t elements = rows * batch.hidden_size;
+  batch.hidden.resize(static_cast<size_t>(elements * bits_of(dtype) / 8));
   std::mt19937_64 random(seed + static_cast<uint64_t>(layer.layer));
   std::normal_distribution<float> normal;
-  auto* values = reinterpret_cast<float*>(batch.hidden.data());
-  for (int64_t i = 0; i < rows * batch.hidden_size; ++i) values[i] = normal(random);
+  for (int64_t i = 0; i < elements; ++i) store_float(dtype, batch.hidden.data(), i, normal(random));
 
   if (layer.router.selection != Selection::token_lookup) return batch;
   const auto table = source.describe({layer.layer, WeightKind::router_token_experts});

@@ -29,8 +29,9 @@ struct Batch {
   Routing routing() { return {rows, top_k, ids.data(), weights.data()}; }
 };
 
-// Normally distributed f32 rows, and token ids where `layer` of `source` needs them.
-Batch random_batch(const WeightSource& source, const LayerSpec& layer, int64_t rows, uint64_t seed);
+// Normally distributed rows of type `dtype`, and token ids where `layer` of `source` needs them.
+Batch random_batch(const WeightSource& source, const LayerSpec& layer, int64_t rows, uint64_t seed,
+                   DType dtype = DType::f32);
 
 // Fills everything below `token_ids`.
 Status forward(Model& model, const LayerSpec& layer, Batch& batch);

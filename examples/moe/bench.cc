@@ -32,6 +32,7 @@ struct Options {
   int threads = 0;
   std::string format;  // empty: as the weights come
   int32_t group = 0;
+  std::string rows = "f32";
   bool json = false;
 };
 
@@ -73,6 +74,7 @@ struct Peaks {
 struct Answer {
   std::string like;
   FormatKind weights;
+  std::string rows;
   int threads;
   Peaks peaks;
   std::vector<Point> points;
@@ -82,6 +84,7 @@ struct Bench {
   const WeightSource& source;
   Model& model;
   Limits& limits;
+  DType rows;
   std::vector<double> dram_gbs, fma_gflops, int8_gops, int4_gops;
   size_t next_layer = 0;
 
@@ -103,7 +106,8 @@ Result<Point> measure(Bench& bench, int64_t tokens) {
   std::vector<double> us;
   for (int sample = -1; sample < kSamples; ++sample) {  // the first one warms up
     const LayerSpec& layer = bench.model.layers()[bench.next_layer++ % bench.model.layers().size()];
-    Batch batch = random_batch(bench.source, layer, tokens, static_cast<uint64_t>(sample + 1));
+    Batch batch =
+        random_batch(bench.source, layer, tokens, static_cast<uint64_t>(sample + 1), bench.rows);
     bench.sample_limits();
     // Vectors get their memory before the clock starts.
     batch.out.resize(batch.hidden.size());
@@ -126,7 +130,7 @@ void print_json(const Answer& answer) {
   const Peaks& peaks = answer.peaks;
   const std::string dtype = to_string(answer.weights);
   Json json;
-  json.value("threads", answer.threads).object("limits");
+  json.value("threads", answer.threads).value("rows", answer.rows).object("limits");
   json.value("dram_read_gbs", peaks.dram_read_gbs).value("fma_gflops", peaks.fma_gflops);
   json.value("int8_dot_gops", peaks.int8_dot_gops).value("int4_dot_gops", peaks.int4_dot_gops);
   json.end().array("points");
@@ -145,10 +149,11 @@ void print_json(const Answer& answer) {
 void print_text(const Answer& answer) {
   const Peaks& peaks = answer.peaks;
   fmt::print(
-      "{}, {}, {} threads; limits: DRAM read {:.1f} GB/s, FMA {:.1f} GFLOP/s, dot products of int8 "
+      "{}, {}, rows in {}, {} threads; limits: DRAM read {:.1f} GB/s, FMA {:.1f} GFLOP/s, dot "
+      "products of int8 "
       "{:.1f} and int4 {:.1f} GOP/s\n",
-      answer.like, to_string(answer.weights), answer.threads, peaks.dram_read_gbs, peaks.fma_gflops,
-      peaks.int8_dot_gops, peaks.int4_dot_gops);
+      answer.like, to_string(answer.weights), answer.rows, answer.threads, peaks.dram_read_gbs,
+      peaks.fma_gflops, peaks.int8_dot_gops, peaks.int4_dot_gops);
   fmt::print("{:>8} {:>12} {:>23} {:>12} {:>14} {:>8} {:>8} {:>10}\n", "tokens", "us",
              "least .. most", "GFLOP/s", "weights GB/s", "of DRAM", "of FMA", "of limit");
   for (const Point& point : answer.points)
@@ -292,7 +297,8 @@ Status bench(Options& options) {
   if (!model.ok()) return model.status();
 
   Limits limits(**executor);
-  Bench state{.source = source, .model = *model, .limits = limits};
+  Bench state{
+      .source = source, .model = *model, .limits = limits, .rows = parse_dtype(options.rows)};
   std::vector<Point> points;
   for (const int64_t tokens : options.tokens) {
     Result<Point> point = measure(state, tokens);
@@ -301,6 +307,7 @@ Status bench(Options& options) {
   }
   const Answer answer{.like = like,
                       .weights = model->layers().front().expert.format.kind,
+                      .rows = options.rows,
                       .threads = (*executor)->concurrency(),
                       .peaks = state.peaks(),
                       .points = std::move(points)};
@@ -335,6 +342,11 @@ void add_bench(CLI::App& app, Global& global) {
       ->add_option("--group", options->group,
                    "Inputs that share a scale; 0: int8 whole rows, int4 32")
       ->check(CLI::IsMember({0, 32, 64, 128}));
+  command
+      ->add_option("--rows", options->rows,
+                   "CPU: type of the rows, f32, bf16 or f16; bf16 ones meet bf16 weights in AMX")
+      ->check(CLI::IsMember({"f32", "bf16", "f16"}))
+      ->capture_default_str();
   command->add_option("--threads", options->threads, "0: one per core")
       ->check(CLI::NonNegativeNumber);
   add_json(*command, global);

@@ -287,23 +287,3 @@ TEST_CASE("weights that do not fit into f16 are refused", "[gemm][mission-121]")
   CHECK(status.place().layer == 5);
   CHECK(status.place().expert == 2);
 }
-
-TEST_CASE("packing writes every byte of a slot, whatever was in it", "[gemm]") {
-  for (const bool gated : {true, false})
-    for (const FormatKind kind : {FormatKind::f32, FormatKind::bf16})
-      for (const auto& [hidden, intermediate] : {std::pair(33, 17), {32, 32}, {1, 1}, {17, 40}}) {
-        CAPTURE(gated, to_string(kind), hidden, intermediate);
-        const ExpertSpec spec{.hidden = hidden,
-                              .intermediate = intermediate,
-                              .gated = gated,
-                              .bias = true,
-                              .format = {kind}};
-        const RandomWeights weights(spec, 1, seed());
-        const auto gemm = cpu::make_gemm(cpu::best_kernels());
-        const size_t bytes = gemm->layout(spec).bytes;
-        std::vector<std::byte> one(bytes, std::byte{0xff}), other(bytes, std::byte{0x5a});
-        REQUIRE(gemm->pack(spec, weights, 3, 0, one.data()).ok());
-        REQUIRE(gemm->pack(spec, weights, 3, 0, other.data()).ok());
-        CHECK(one == other);
-      }
-}

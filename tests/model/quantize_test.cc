@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -14,6 +15,7 @@
 #include "checkpoint/files.h"
 #include "moe/moe.h"
 #include "random_model.h"
+#include "relative_error.h"
 
 using namespace moe;
 using test::TemporaryDirectory;
@@ -95,6 +97,39 @@ TEST_CASE("a model quantised ahead has the slots of one quantised when loaded",
         REQUIRE(repack(directory / "out", directory / "repacked").ok());
         check_slots(directory / "in", directory / "repacked", options, scale_of(dtype));
       }
+}
+
+TEST_CASE("quantised ahead or when loaded: the same answers", "[model][mission-42][mission-43]") {
+  for (DType dtype : {DType::bf16, DType::f32})
+    for (FormatKind kind : {FormatKind::int4, FormatKind::int8}) {
+      CAPTURE(to_string(dtype), to_string(kind));
+      const TemporaryDirectory directory;
+      REQUIRE(write_synthetic(small("deepseek_v3", dtype), directory / "in").ok());
+      REQUIRE(quantize(directory / "in", directory / "out", {kind, 64}).ok());
+      auto ahead = Model::load(directory / "out");
+      auto loaded = Model::load(directory / "in", {.format = Format{kind, 64, scale_of(dtype)}});
+      auto whole = Model::load(directory / "in");
+      REQUIRE((ahead.ok() && loaded.ok() && whole.ok()));
+      for (const LayerSpec& spec : ahead->layers()) {
+        const Dims shape = {7, spec.hidden()};
+        std::mt19937 random(static_cast<uint32_t>(test::seed()));
+        std::normal_distribution<float> normal;
+        std::vector<float> rows(static_cast<size_t>(shape.elements()));
+        for (float& value : rows) value = normal(random);
+        const auto answer = [&](Model& model) {
+          std::vector<float> out(rows.size(), -1);
+          const Status status = model.forward(spec.layer, {rows.data(), DType::f32, shape},
+                                              {out.data(), DType::f32, shape});
+          INFO(status.message());
+          REQUIRE(status.ok());
+          return out;
+        };
+        const std::vector<float> wanted = answer(*loaded);
+        CHECK(answer(*ahead) == wanted);
+        const double error = test::relative_error(wanted, answer(*whole));
+        CHECK((error > 1e-4 && error < (kind == FormatKind::int4 ? 0.5 : 0.05)));
+      }
+    }
 }
 
 TEST_CASE("published models are quantised, or refused with a sentence",
