@@ -268,10 +268,11 @@ class MOE_API ExpertStore {
   // Forwards go on meanwhile, each with the versions that it found at its entry.
 
   // Loads experts from `from` beside those that serve, verifies them (shapes, finite values,
-  // digests), and publishes tables that name them. Experts of a paged layer are read once to
-  // verify them, and again when they are needed. On an error nothing changed. Returns the number of
-  // the new version. `from` must have the same layers; it must stay readable as long as
-  // versions() lists it.
+  // digests), and publishes tables that name them. Of a paged layer an expert that is resident is
+  // read once and takes its old copy's place if the step is ReloadStep::expert; in larger steps as
+  // far as the spare slots hold both. The others are read once to verify them, and again when they
+  // are needed. On an error nothing changed. Returns the number of the new version. `from` must
+  // have the same layers; it must stay readable as long as versions() lists it.
   Result<uint32_t> reload(const WeightSource& from, const ReloadOptions& options = {});
 
   // With a candidate (ReloadOptions::share): it goes. Otherwise the versions before the last reload

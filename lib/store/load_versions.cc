@@ -7,8 +7,9 @@
 
 namespace moe {
 
-// Loads what `targets` name in `version` into free slots that no table names yet. Experts of a
-// paged layer are read and verified, and not kept. On an error nothing stays.
+// Loads what `targets` name in `version` into free slots that no table names yet. Of a paged layer
+// those stay whose place in memory they are to take, as long as the spare slots allow: the others
+// are read and verified, and read again when somebody needs them. On an error nothing stays.
 Status ExpertStore::Impl::load_beside(std::span<const Need> needs, StoreLayer& layer,
                                       int64_t end_ns, int at_once) {
   for (size_t begin = 0; begin < needs.size();) {
@@ -34,8 +35,14 @@ Status ExpertStore::Impl::load_beside(std::span<const Need> needs, StoreLayer& l
       if (routed_one && routed.paged()) {
         const CopyRef ref{layer.routed.slot_class, f.slot};
         if (copy_at(ref).state != CopyState::ready) continue;  // late: settle_late() finds it
-        transition(copy_at(ref), CopyState::draining);
-        free_slot(ref);
+        const ExpertId id{layer.spec.layer, f.need.expert};
+        const bool follows = routed.residency->versions(id) == 1 && routed.pool->free() >= at_once;
+        if (follows) {
+          routed.residency->add(id, f.need.version);
+        } else {
+          transition(copy_at(ref), CopyState::draining);
+          free_slot(ref);
+        }
       } else if (routed_one) {
         routed.residency->add({layer.spec.layer, f.need.expert}, f.need.version);
       }
@@ -54,16 +61,24 @@ Status ExpertStore::Impl::load_target(const LayerTarget& target, const Version& 
   return load_needs(*target.layer, needs, at_once, end_ns);
 }
 
-// Makes sure of `count` free slots of the size of `compute`: kept copies yield.
-Status ExpertStore::Impl::make_room(const Compute& compute, int64_t count, int64_t end_ns) {
+// Free slots of the size of `compute`; where there are fewer than `count`, kept copies yield.
+Result<int64_t> ExpertStore::Impl::free_slots(const Compute& compute, int64_t count,
+                                              int64_t end_ns) {
   const auto free = [&] {
     auto lock = locked();
     return classes[compute.slot_class].pool->free();
   };
-  if (free() >= count) return {};
+  if (const int64_t now = free(); now >= count) return now;
   MOE_RETURN_IF_ERROR(wait_for_old_forwards(end_ns));
   MOE_RETURN_IF_ERROR(sweep(true, end_ns));
-  if (const int64_t left = free(); left < count)
+  return free();
+}
+
+// Makes sure of `count` free slots of the size of `compute`, and tries for `more`.
+Status ExpertStore::Impl::make_room(const Compute& compute, int64_t count, int64_t more,
+                                    int64_t end_ns) {
+  MOE_ASSIGN_OR_RETURN(const int64_t left, free_slots(compute, count + more, end_ns));
+  if (left < count)
     return error(StatusCode::resource_exhausted, {.phase = Phase::plan},
                  "{} experts of {} bytes do not fit beside those that serve: {} slots are free; "
                  "reload layer by layer or expert by expert, or raise expert_memory by {} bytes",
@@ -79,7 +94,7 @@ Status ExpertStore::Impl::load_needs(StoreLayer& layer, std::span<const Need> ne
   const bool passing = needs.front().expert != kSharedExpert && classes[compute.slot_class].paged();
   if (passing) at_once = std::min(at_once, static_cast<int>(kSpareSlots));
   const int64_t count = passing ? at_once : static_cast<int64_t>(needs.size());
-  MOE_RETURN_IF_ERROR(make_room(compute, count, end_ns));
+  MOE_RETURN_IF_ERROR(make_room(compute, count, passing ? kSpareSlots - count : 0, end_ns));
   return load_beside(needs, layer, end_ns, at_once);
 }
 

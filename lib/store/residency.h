@@ -46,6 +46,7 @@ class Residency {
 
   bool resident(ExpertId id) const { return holds(id, 0) || holds(id, 1); }
   bool resident(ExpertId id, uint32_t version) const { return place(id, version) >= 0; }
+  int versions(ExpertId id) const { return holds(id, 0) + holds(id, 1); }
   int64_t slots() const { return slots_; }
   int64_t used() const { return used_; }
   EvictionPolicy& policy() const { return policy_; }

@@ -256,7 +256,8 @@ struct ExpertStore::Impl {
                      int64_t end_ns);
   Status load_needs(StoreLayer& layer, std::span<const Need> needs, int at_once, int64_t end_ns);
   Status load_beside(std::span<const Need> needs, StoreLayer& layer, int64_t end_ns, int at_once);
-  Status make_room(const Compute& compute, int64_t count, int64_t end_ns);
+  Result<int64_t> free_slots(const Compute& compute, int64_t count, int64_t end_ns);
+  Status make_room(const Compute& compute, int64_t count, int64_t more, int64_t end_ns);
   Result<std::shared_ptr<const LayerVersions>> next_versions(
       StoreLayer& layer, std::span<const int32_t> experts, bool block,
       const std::shared_ptr<Version>& version);

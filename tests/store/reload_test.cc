@@ -107,6 +107,53 @@ TEST_CASE("one expert, some, or all are reloaded, and rolled back",
   }
 }
 
+TEST_CASE("expert by expert, residents of a paged layer are read once and stay resident",
+          "[store][mission-103][mission-81]") {
+  Random random(test::seed());
+  const Worlds worlds(random);
+  Model new_answers = open(worlds.newer());
+  FaultyAllocator allocator;
+  Model model = open(worlds.older(), options_for(Memory::paged, allocator));
+  ExpertStore& store = model.store();
+  const auto residents = [&](uint32_t version) {
+    std::vector<ExpertId> found;
+    for (const int32_t layer : {0, 1})
+      for (int32_t e = 0; e < kLayers[0].router.num_experts; ++e) {
+        const ExpertHealth health = *store.health(layer, e);
+        if (health.state == CopyState::ready && health.version == version)
+          found.push_back({layer, e});
+      }
+    return found;
+  };
+  const Rows hidden(random, 17, 24, DType::f32);
+  for (const int32_t layer : {0, 1}) REQUIRE_OK(forward(model, layer, hidden).status);
+  const std::vector<ExpertId> before = residents(1);
+  REQUIRE(before.size() == 5);
+  const PagingStats paging = store.stats().paging;
+  FaultySource counted(worlds.newer());
+  REQUIRE_OK(store.reload(counted, {.step = ReloadStep::expert}).status());
+  CHECK(residents(2) == before);
+  const int64_t reads = counted.calls;
+  for (const ExpertId id : before) {  // each served from its slot
+    std::vector<int32_t> ids(34, -1);
+    for (size_t i = 0; i < ids.size(); i += 2) ids[i] = id.expert;
+    std::vector<float> whole(34, 1);
+    const Routing routing{17, 2, ids.data(), whole.data()};
+    const Forwarded got = forward(model, id.layer, hidden, {.routing_in = &routing}),
+                    wanted = forward(new_answers, id.layer, hidden, {.routing_in = &routing});
+    REQUIRE_OK(got.status);
+    CHECK(got.out == wanted.out);
+  }
+  CHECK(counted.calls == reads);
+  CHECK(store.stats().paging.misses == paging.misses);
+  // The policy goes on with whom it knew.
+  require_same(model, new_answers, hidden);
+  CHECK(store.stats().ready == 5);
+  REQUIRE_OK(store.rollback());
+  Model old_answers = open(worlds.older());
+  require_same(model, old_answers, hidden);
+}
+
 TEST_CASE("a bad source changes nothing", "[store][mission-93][mission-104]") {
   Random random(test::seed());
   const Worlds worlds(random);
