@@ -43,7 +43,7 @@ struct AmxBlock {
   const uint16_t* x;  // [inputs / 32][rows][32]
   Halves halves;
   bool first;         // the sums begin here
-  const char* ahead;  // weights to fetch meanwhile, laid out as `panels`; null: none
+  AheadOfTile ahead;  // weights to fetch meanwhile, laid out as `panels`
   float* sums;
 };
 
@@ -95,10 +95,9 @@ MOE_AMX void store_sums(const AmxBlock& b) {
   }
 }
 
-// The cache lines of a tile of weights into L2: a block and the one after it exceed L1.
-inline void fetch_tile(const char* tile) {
-  for (int64_t line = 0; line < kTileElements * kElement; line += 64)
-    __builtin_prefetch(tile + line, 0, 2);
+// Into L2: a block and the one after it exceed L1.
+inline void fetch_lines(const char* begin, int64_t bytes) {
+  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(begin + at, 0, 2);
 }
 
 template <bool kLower>
@@ -107,12 +106,13 @@ MOE_AMX void amx_block(const AmxBlock& b) {
   load_sums<kLower>(b);
   const int64_t step = (b.halves.upper + b.halves.lower) * kTileInputs;
   const int64_t whole = b.inputs / kTileInputs;
+  const int64_t bytes_ahead = b.ahead.bytes_per_pair * kTileInputs / 2;
   const uint16_t *x = b.x, *w = b.panels;
   for (int64_t i = 0; i < whole; ++i, x += step, w += kTileElements) {
-    if (b.ahead) {
-      const char* tile = b.ahead + i * kTileElements * kElement;
-      fetch_tile(tile);
-      fetch_tile(tile + b.panel_elements * kElement);
+    if (b.ahead.at) {
+      const char* ahead = b.ahead.at + i * bytes_ahead;
+      fetch_lines(ahead, bytes_ahead);
+      fetch_lines(ahead + b.panel_elements * kElement, bytes_ahead);
     }
     amx_step<kLower>(x, b.halves.upper, w, w + b.panel_elements);
   }
@@ -133,21 +133,22 @@ MOE_AMX void multiply_amx(const Multiply& m) {
   const auto* panels = reinterpret_cast<const uint16_t*>(m.panels);
   const int64_t padded = round_up(m.inputs, kTileInputs);
   int64_t configured = 0;
-  for_each_block(m, [&](int64_t begin, int64_t count, int64_t t, int64_t row, const char* ahead) {
-    const int64_t rows = m.tiles.size(t);
-    const Halves halves(rows);
-    if (rows != configured) configure(halves);
-    configured = rows;
-    const AmxBlock block = {panels + begin * kPanel,
-                            m.inputs * kPanel,
-                            count,
-                            m.bf16_x + row * padded + begin * rows,
-                            halves,
-                            begin == 0,
-                            ahead,
-                            m.sums + row * kPair};
-    halves.lower > 0 ? amx_block<true>(block) : amx_block<false>(block);
-  });
+  for_each_block(
+      m, [&](int64_t begin, int64_t count, int64_t t, int64_t row, const AheadOfTile& ahead) {
+        const int64_t rows = m.tiles.size(t);
+        const Halves halves(rows);
+        if (rows != configured) configure(halves);
+        configured = rows;
+        const AmxBlock block = {panels + begin * kPanel,
+                                m.inputs * kPanel,
+                                count,
+                                m.bf16_x + row * padded + begin * rows,
+                                halves,
+                                begin == 0,
+                                ahead,
+                                m.sums + row * kPair};
+        halves.lower > 0 ? amx_block<true>(block) : amx_block<false>(block);
+      });
   _tile_release();
 }
 

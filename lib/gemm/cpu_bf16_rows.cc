@@ -22,16 +22,17 @@ namespace {
 
 template <int kRows>
 MOE_AVX512 void dot_product_tile(const uint16_t* panels, int64_t panel_elements, const uint16_t* x,
-                                 int64_t pairs, bool first, float* sums, const char* ahead) {
+                                 int64_t pairs, bool first, float* sums, const AheadOfTile& ahead) {
   __m512 acc[kRows][2];
   MOE_UNROLL for (int r = 0; r < kRows; ++r) {
     MOE_UNROLL for (int v = 0; v < 2; ++v) acc[r][v] =
         first ? _mm512_setzero_ps() : _mm512_load_ps(sums + r * kPair + v * kPanel);
   }
   for (int64_t pair = 0; pair < pairs; ++pair) {
-    if (ahead) {
-      __builtin_prefetch(ahead + pair * 64);
-      __builtin_prefetch(ahead + pair * 64 + panel_elements * int64_t{sizeof(uint16_t)});
+    if (ahead.at) {
+      const char* line = ahead.at + pair * ahead.bytes_per_pair;
+      __builtin_prefetch(line);
+      __builtin_prefetch(line + panel_elements * int64_t{sizeof(uint16_t)});
     }
     const uint16_t* at = panels + pair * kPair;
     const auto w0 = (__m512bh)_mm512_load_si512(at);
@@ -73,12 +74,13 @@ void multiply_dot_product(const Multiply& m) {
   static constexpr auto kTiles =
       dot_product_tiles(std::make_integer_sequence<int, int{kMaxTileRows}>());
   const auto* panels = reinterpret_cast<const uint16_t*>(m.panels);
-  for_each_block(m, [&](int64_t begin, int64_t count, int64_t t, int64_t row, const char* ahead) {
-    const int64_t rows = m.tiles.size(t);
-    kTiles[static_cast<size_t>(rows - 1)](panels + begin * kPanel, m.inputs * kPanel,
-                                          m.bf16_x + row * m.inputs + begin * rows, count / 2,
-                                          begin == 0, m.sums + row * kPair, ahead);
-  });
+  for_each_block(
+      m, [&](int64_t begin, int64_t count, int64_t t, int64_t row, const AheadOfTile& ahead) {
+        const int64_t rows = m.tiles.size(t);
+        kTiles[static_cast<size_t>(rows - 1)](panels + begin * kPanel, m.inputs * kPanel,
+                                              m.bf16_x + row * m.inputs + begin * rows, count / 2,
+                                              begin == 0, m.sums + row * kPair, ahead);
+      });
 }
 
 MOE_AVX512 void round_to_bf16(const float* values, int64_t count, uint16_t* out) {

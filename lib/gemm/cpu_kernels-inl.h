@@ -101,6 +101,13 @@ struct Ahead {
   int64_t panel_bytes = 0;          // from one panel to the other
   int64_t bytes_per_pair = 0;       // of one panel; 0: nothing to fetch, `line` is in the cache
 
+  // What tile `index` of `count` fetches in its `pairs` steps: memory is busy all the time then,
+  // not only while the first tile is computed.
+  Ahead share(int64_t index, int64_t count, int64_t pairs) const {
+    const int64_t each = (bytes_per_pair + count - 1) / count;
+    return {line + index * pairs * each, panel_bytes, each};
+  }
+
   template <int kPanels>
   HWY_INLINE void fetch(int64_t pair) const {
     const std::byte* at = line + pair * bytes_per_pair;
@@ -176,11 +183,10 @@ HWY_INLINE void multiply_block(const Multiply& m, const typename W::Type* block,
                                int64_t panel_elements, int64_t begin, int64_t pairs, Ahead ahead) {
   static constexpr auto kTiles = tile_functions<W>(std::make_integer_sequence<int, kMaxRows>());
   const int64_t first_row = m.tiles.first_row(m.first_tile);
-  const Ahead nothing = {reinterpret_cast<const std::byte*>(m.x)};
   for (int64_t t = m.first_tile; t < m.first_tile + m.tile_count; ++t) {
     const int64_t row = m.tiles.first_row(t) - first_row, rows = m.tiles.size(t);
     kTiles[rows - 1](block, panel_elements, m.x + row * m.inputs + begin * rows, pairs, begin == 0,
-                     m.sums + row * kPair, t == m.first_tile ? ahead : nothing);
+                     m.sums + row * kPair, ahead.share(t - m.first_tile, m.tile_count, pairs));
   }
 }
 

@@ -90,9 +90,12 @@ HWY_INLINE void amx_add(const QBlocks& m, const Factors& factors, int64_t lane, 
   }
 }
 
+// Half of a block's share of what comes next.
 template <class W>
-HWY_INLINE void fetch_panel(const uint8_t* values) {
-  MOE_UNROLL for (int l = 0; l < W::kLines; ++l) __builtin_prefetch(values + l * 64);
+HWY_INLINE void fetch_half(const QBlocks& m, int64_t block, int64_t half) {
+  const uint8_t* ahead = m.ahead + block * 2 * W::kPanelBytes;
+  for (int64_t l = m.ahead_lines * half / 2; l < m.ahead_lines * (half + 1) / 2; ++l)
+    __builtin_prefetch(ahead + l * 64);
 }
 
 // kRows rows times one panel, from output `lane` (of 32) on. While the products of a block are
@@ -109,13 +112,11 @@ HWY_INLINE void amx_panel(const QBlocks& m, const Factors& factors, int64_t lane
   const uint8_t* weights = m.values + panel * kAmxPanelBytes;
   amx_products<0>(q, weights, even);
   for (int64_t b = 0; b < blocks; b += 2) {
-    if (m.ahead) {
-      fetch_panel<W>(m.ahead + (2 * b + panel) * W::kPanelBytes);
-      fetch_panel<W>(m.ahead + (2 * b + 2 + panel) * W::kPanelBytes);
-    }
+    fetch_half<W>(m, b, panel);
     if (b + 1 < blocks) amx_products<1>(q + kRows * kBlock, weights + 2 * kAmxPanelBytes, odd);
     amx_add<kRows, kZeros>(m, factors, lane, b, even, totals);
     if (b + 1 == blocks) break;
+    fetch_half<W>(m, b + 1, panel);
     q += 2 * kRows * kBlock;
     weights += 4 * kAmxPanelBytes;
     if (b + 2 < blocks) amx_products<0>(q, weights, even);

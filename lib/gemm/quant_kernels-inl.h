@@ -285,7 +285,8 @@ struct QBlocks {
   const Q8Scale* rows;
   bool first;  // the sums begin here
   float* sums;
-  const uint8_t* ahead;  // values to fetch meanwhile; null: none
+  const uint8_t* ahead;  // values to fetch meanwhile, of each block ahead_lines cache lines
+  int64_t ahead_lines;
 };
 
 // What a uniform zero point adds to the dot products of a row.
@@ -318,10 +319,8 @@ HWY_INLINE void q_tile(const QBlocks& m, const Factors& factors, int64_t lane) {
   }
   for (int64_t b = 0; b < m.blocks; ++b) {
     const uint8_t* block = m.values + b * 2 * W::kPanelBytes;
-    if (m.ahead) {
-      MOE_UNROLL for (int l = 0; l < 2 * W::kLines; ++l)
-          __builtin_prefetch(m.ahead + b * 2 * W::kPanelBytes + l * 64);
-    }
+    const uint8_t* ahead = m.ahead + b * 2 * W::kPanelBytes;
+    for (int64_t l = 0; l < m.ahead_lines; ++l) __builtin_prefetch(ahead + l * 64);
     const int8_t* rows = m.q + b * kRows * kBlock;
     const Q8Scale* row = m.rows + b * kRows;
     QVI acc[kRows][kVectors];
@@ -398,8 +397,9 @@ constexpr auto q_tile_functions(std::integer_sequence<int, kRowsLess1...>) {
 }
 
 // do_tile(rows, blocks, factors) for every tile, range by range: a range's weights and factors stay
-// in the L1 cache for all tiles. read(values, count) says where the kernels find the weights of a
-// range; `shift` is what zeros lose because those weights lost it.
+// in the L1 cache for all tiles, which fetch their shares of the next one. read(values, count) says
+// where the kernels find the weights of a range; `shift` is what zeros lose because those weights
+// lost it.
 template <class W, class Read, class DoTile>
 HWY_INLINE void for_each_range(const QuantMultiply& m, int shift, Read read, DoTile do_tile) {
   constexpr int64_t kRangeBytes = kRange * 2 * W::kPanelBytes;
@@ -413,16 +413,19 @@ HWY_INLINE void for_each_range(const QuantMultiply& m, int shift, Read read, DoT
     const bool last = begin + count == blocks;
     fetch_factors(m.pair, last ? 0 : begin + kRange, last ? m.pair_bytes_ahead : 0);
     const uint8_t* ahead = range + kRangeBytes;
-    if (last) ahead = m.pair_bytes_ahead ? values + m.pair_bytes_ahead : nullptr;
+    if (last) ahead = values + m.pair_bytes_ahead;
     const uint8_t* weights = read(range, count);
+    const int64_t lines = last && m.pair_bytes_ahead == 0 ? 0 : 2 * W::kLines;
     for (int64_t t = m.first_tile; t < m.first_tile + m.tile_count; ++t) {
       const int64_t row = m.tiles.first_row(t) - first_row, rows = m.tiles.size(t);
       const std::byte* tile = m.x + row * blocks * kQ8RowBytes;
       const auto* q = reinterpret_cast<const int8_t*>(tile);
       const auto* scales = reinterpret_cast<const Q8Scale*>(tile + rows * blocks * kBlock);
+      const int64_t line = lines * (t - m.first_tile) / m.tile_count;
+      const int64_t line_end = lines * (t + 1 - m.first_tile) / m.tile_count;
       do_tile(rows,
               QBlocks{weights, count, q + begin * rows * kBlock, scales + begin * rows, begin == 0,
-                      m.sums + row * kPair, t == m.first_tile ? ahead : nullptr},
+                      m.sums + row * kPair, ahead + line * 64, line_end - line},
               factors);
     }
   }
