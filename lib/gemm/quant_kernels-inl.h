@@ -79,8 +79,11 @@ HWY_INLINE QVI four_inputs(const int8_t* q) {
 #if HWY_TARGET == HWY_AVX3_DL
 constexpr bool kWholeSums = true;
 constexpr int kByteShift = 0;
+// As an intrinsic GCC 12 gives each result a new register, so the sums of 12 rows spill: 1.9 times
+// slower for int8.
 HWY_INLINE QVI dot4_small(QVI sum, QVI weights, QVI x) {
-  return QVI{_mm512_dpbusd_epi32(sum.raw, weights.raw, x.raw)};
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum.raw) : "v"(weights.raw), "v"(x.raw));
+  return sum;
 }
 HWY_INLINE QVI dot4_byte(QVI sum, QVI weights, QVI x) { return dot4_small(sum, weights, x); }
 HWY_INLINE QVI total(QVI sum) { return sum; }
