@@ -32,7 +32,7 @@ struct Options {
   int threads = 0;
   std::string format;  // empty: as the weights come
   int32_t group = 0;
-  std::string rows = "f32";
+  std::string row_type = "f32";
   bool json = false;
 };
 
@@ -74,7 +74,7 @@ struct Peaks {
 struct Answer {
   std::string like;
   FormatKind weights;
-  std::string rows;
+  std::string row_type;
   int threads;
   Peaks peaks;
   std::vector<Point> points;
@@ -130,7 +130,7 @@ void print_json(const Answer& answer) {
   const Peaks& peaks = answer.peaks;
   const std::string dtype = to_string(answer.weights);
   Json json;
-  json.value("threads", answer.threads).value("rows", answer.rows).object("limits");
+  json.value("threads", answer.threads).value("row_type", answer.row_type).object("limits");
   json.value("dram_read_gbs", peaks.dram_read_gbs).value("fma_gflops", peaks.fma_gflops);
   json.value("int8_dot_gops", peaks.int8_dot_gops).value("int4_dot_gops", peaks.int4_dot_gops);
   json.end().array("points");
@@ -152,7 +152,7 @@ void print_text(const Answer& answer) {
       "{}, {}, rows in {}, {} threads; limits: DRAM read {:.1f} GB/s, FMA {:.1f} GFLOP/s, dot "
       "products of int8 "
       "{:.1f} and int4 {:.1f} GOP/s\n",
-      answer.like, to_string(answer.weights), answer.rows, answer.threads, peaks.dram_read_gbs,
+      answer.like, to_string(answer.weights), answer.row_type, answer.threads, peaks.dram_read_gbs,
       peaks.fma_gflops, peaks.int8_dot_gops, peaks.int4_dot_gops);
   fmt::print("{:>8} {:>12} {:>23} {:>12} {:>14} {:>8} {:>8} {:>10}\n", "tokens", "us",
              "least .. most", "GFLOP/s", "weights GB/s", "of DRAM", "of FMA", "of limit");
@@ -298,7 +298,7 @@ Status bench(Options& options) {
 
   Limits limits(**executor);
   Bench state{
-      .source = source, .model = *model, .limits = limits, .rows = parse_dtype(options.rows)};
+      .source = source, .model = *model, .limits = limits, .rows = parse_dtype(options.row_type)};
   std::vector<Point> points;
   for (const int64_t tokens : options.tokens) {
     Result<Point> point = measure(state, tokens);
@@ -307,7 +307,7 @@ Status bench(Options& options) {
   }
   const Answer answer{.like = like,
                       .weights = model->layers().front().expert.format.kind,
-                      .rows = options.rows,
+                      .row_type = options.row_type,
                       .threads = (*executor)->concurrency(),
                       .peaks = state.peaks(),
                       .points = std::move(points)};
@@ -343,7 +343,7 @@ void add_bench(CLI::App& app, Global& global) {
                    "Inputs that share a scale; 0: int8 whole rows, int4 32")
       ->check(CLI::IsMember({0, 32, 64, 128}));
   command
-      ->add_option("--rows", options->rows,
+      ->add_option("--row-type", options->row_type,
                    "CPU: type of the rows, f32, bf16 or f16; bf16 ones meet bf16 weights in AMX")
       ->check(CLI::IsMember({"f32", "bf16", "f16"}))
       ->capture_default_str();

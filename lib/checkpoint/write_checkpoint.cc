@@ -11,6 +11,7 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+#include "checkpoint/shards.h"
 #include "checkpoint/write_safetensors.h"
 #include "core/error.h"
 #include "core/json.h"
@@ -62,10 +63,7 @@ std::vector<Shard> cut(std::vector<TensorRun> runs, const TensorDirectory& files
     tensors.insert(tensors.end(), run.begin(), run.end());
     bytes += size;
   }
-  for (size_t i = 0; i < shards.size(); ++i)
-    shards[i].name = shards.size() == 1
-                         ? "model.safetensors"
-                         : fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards.size());
+  for (size_t i = 0; i < shards.size(); ++i) shards[i].name = shard_name(i, shards.size());
   return shards;
 }
 
@@ -83,33 +81,18 @@ class Writer {
     const std::vector<Shard> shards = cut(made_.runs, from_.files);
     for (const Shard& shard : shards)
       for (const NewTensor& placed : shard.tensors) total_ += static_cast<int64_t>(placed.bytes);
-    MOE_RETURN_IF_ERROR(check_space());
+    MOE_RETURN_IF_ERROR(check_space(folder_, total_));
     manifest_.begin_object().key("schema_version").value(1);
     manifest_.key("xxh3").begin_object();
     for (const Shard& shard : shards) MOE_RETURN_IF_ERROR(write_shard(shard));
     manifest_.end_object().end_object();
-    MOE_RETURN_IF_ERROR(write_text(std::string(kManifestName), manifest_.text()));
+    MOE_RETURN_IF_ERROR(write_file(kManifestName, manifest_.text()));
     if (shards.size() > 1)
-      MOE_RETURN_IF_ERROR(write_text("model.safetensors.index.json", index(shards)));
+      MOE_RETURN_IF_ERROR(write_file("model.safetensors.index.json", index(shards, total_)));
     return copy_others();
   }
 
  private:
-  Status check_space() const {
-    std::error_code failed;
-    const fs::space_info space = fs::space(folder_, failed);
-    if (failed || space.available >= static_cast<uint64_t>(total_)) return {};
-    return error(StatusCode::resource_exhausted, {.file = folder_.native()},
-                 "{} has {} bytes free, but the new model needs {}", folder_.string(),
-                 space.available, total_);
-  }
-
-  Status write_text(const std::string& name, std::string_view text) const {
-    MOE_ASSIGN_OR_RETURN(NewFile file, NewFile::create((folder_ / name).string(), made_.calls));
-    MOE_RETURN_IF_ERROR(file.write(text));
-    return file.commit();
-  }
-
   Status write_shard(const Shard& shard) {
     std::vector<SafetensorsEntry> entries;
     for (const NewTensor& placed : shard.tensors)
@@ -157,15 +140,15 @@ class Writer {
     return XXH3_64bits_digest(&state);
   }
 
-  std::string index(const std::vector<Shard>& shards) const {
-    JsonWriter json;
-    json.begin_object();
-    json.key("metadata").begin_object().key("total_size").value(total_).end_object();
-    json.key("weight_map").begin_object();
+  static std::string index(const std::vector<Shard>& shards, int64_t bytes) {
+    std::vector<PlacedName> names;
     for (const Shard& shard : shards)
-      for (const NewTensor& placed : shard.tensors) json.key(placed.name).value(shard.name);
-    json.end_object().end_object();
-    return json.text();
+      for (const NewTensor& placed : shard.tensors) names.emplace_back(placed.name, shard.name);
+    return shard_index(bytes, names);
+  }
+
+  Status write_file(std::string_view name, std::string_view text) const {
+    return write_text(folder_ / name, text, made_.calls);
   }
 
   // config.json, tokenizers and whatever else there is but weights.
@@ -179,12 +162,12 @@ class Writer {
           std::find(made_.dropped.begin(), made_.dropped.end(), name) != made_.dropped.end())
         continue;
       if (name == "config.json" && !made_.config.empty()) {
-        MOE_RETURN_IF_ERROR(write_text(name, made_.config));
+        MOE_RETURN_IF_ERROR(write_file(name, made_.config));
         continue;
       }
       MOE_ASSIGN_OR_RETURN(const std::string text,
                            read_text_file(entry->path().string(), uint64_t{1} << 30));
-      MOE_RETURN_IF_ERROR(write_text(name, text));
+      MOE_RETURN_IF_ERROR(write_file(name, text));
     }
     return failed ? errno_status(failed.value(), "list", from_.directory) : Status();
   }

@@ -6,13 +6,11 @@
 #include <utility>
 #include <vector>
 
-#include <fmt/format.h>
-
+#include "checkpoint/shards.h"
 #include "checkpoint/synthetic_model.h"
 #include "checkpoint/write_safetensors.h"
 #include "core/error.h"
 #include "core/file.h"
-#include "core/json.h"
 #include "core/new_file.h"
 #include "moe/checkpoint.h"
 
@@ -22,12 +20,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr int64_t kPiece = int64_t{4} << 20;
-
-Status write_text(const fs::path& path, std::string_view text) {
-  MOE_ASSIGN_OR_RETURN(NewFile file, NewFile::create(path.string()));
-  MOE_RETURN_IF_ERROR(file.write(text));
-  return file.commit();
-}
 
 struct Shard {
   size_t first = 0, last = 0;  // tensors [first, last)
@@ -45,9 +37,7 @@ std::vector<Shard> cut(const std::vector<SyntheticTensor>& tensors, int64_t shar
     bytes += tensors[i].bytes();
     shards.back().last = i + 1;
   }
-  for (size_t i = 0; i < shards.size(); ++i)
-    shards[i].name = fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards.size());
-  if (shards.size() == 1) shards[0].name = "model.safetensors";
+  for (size_t i = 0; i < shards.size(); ++i) shards[i].name = shard_name(i, shards.size());
   return shards;
 }
 
@@ -65,7 +55,7 @@ class Writer {
 
   // Removes what it wrote if it fails.
   Status write() {
-    MOE_RETURN_IF_ERROR(check_space());
+    MOE_RETURN_IF_ERROR(check_space(directory_, total_));
     Status status = write_all();
     if (status.ok()) return status;
     std::error_code ignored;
@@ -74,15 +64,6 @@ class Writer {
   }
 
  private:
-  Status check_space() const {
-    std::error_code failed;
-    const fs::space_info space = fs::space(directory_, failed);
-    if (failed || space.available >= static_cast<uint64_t>(total_)) return {};
-    return error(StatusCode::resource_exhausted, {.file = directory_.native()},
-                 "{} has {} bytes free, but the model needs {}", directory_.string(),
-                 space.available, total_);
-  }
-
   Status write_all() {
     for (const Shard& shard : shards_) {
       MOE_RETURN_IF_ERROR(write_shard(shard));
@@ -127,15 +108,11 @@ class Writer {
   }
 
   std::string index() const {
-    JsonWriter json;
-    json.begin_object();
-    json.key("metadata").begin_object().key("total_size").value(total_).end_object();
-    json.key("weight_map").begin_object();
+    std::vector<PlacedName> names;
     for (const Shard& shard : shards_)
       for (size_t i = shard.first; i < shard.last; ++i)
-        json.key(tensors_[i].name).value(shard.name);
-    json.end_object().end_object();
-    return json.text();
+        names.emplace_back(tensors_[i].name, shard.name);
+    return shard_index(total_, names);
   }
 
   const SyntheticModel& model_;

@@ -227,9 +227,9 @@ def bench():
             assert point[field] > 0, field
         assert point["dtype"] == "bf16" and isinstance(point["like"], str)
     answer = moe_json("bench", "--experts", 4, "--top-k", 2, "--hidden", 64, "--intermediate", 48,
-                      "--tokens", 3, "--threads", 2, "--rows", "bf16")
-    assert answer["rows"] == "bf16" and answer["points"][0]["us"] > 0
-    moe("bench", "--rows", "int8", code=2)
+                      "--tokens", 3, "--threads", 2, "--row-type", "bf16")
+    assert answer["row_type"] == "bf16" and answer["points"][0]["us"] > 0
+    moe("bench", "--row-type", "int8", code=2)
     for dtype, options in (("int8", ()), ("int4", ("--group", 64))):
         answer = moe_json("bench", "--experts", 4, "--top-k", 2, "--hidden", 64, "--intermediate",
                           64, "--tokens", "3", "--threads", 2, "--format", dtype, *options)
