@@ -104,6 +104,7 @@ class CudaContext final : public DeviceContext {
     }
     if (reader_) store_.remove_reader(reader_);
     if (host_) (void)cudaFreeHost(host_);
+    if (cell_) (void)cudaFreeHost(cell_);
   }
 
   Status start() {
@@ -145,6 +146,25 @@ class CudaContext final : public DeviceContext {
     return host_;
   }
 
+  // A cell of the context's own, in pinned memory, that names `table`.
+  Result<const DeviceTable* const*> cell_of(const DeviceTable* table) {
+    if (!cell_)
+      MOE_RETURN_IF_ERROR(check(
+          cudaHostAlloc(reinterpret_cast<void**>(&cell_), sizeof *cell_, cudaHostAllocDefault),
+          "allocate pinned memory", {.phase = Phase::plan}));
+    *cell_ = table;
+    return cell_;
+  }
+
+  // As wait(). What is on the GPU cannot be recalled: past the deadline, what it reads must stay
+  // until it has ended all the same.
+  Status finish(const Clock& clock, int64_t end_ns) {
+    const Status status = wait(clock, end_ns);
+    if (status.code() == StatusCode::deadline_exceeded)
+      (void)wait(default_clock(), default_clock().now_ns() + kDestroyWaitNs);
+    return status;
+  }
+
   // Until everything recorded so far has passed.
   Status wait(const Clock& clock, int64_t end_ns) {
     for (;;) {
@@ -172,6 +192,7 @@ class CudaContext final : public DeviceContext {
   EpochCounters* reader_ = nullptr;
   Buffer buffer_;
   bool captured_ = false;
+  const DeviceTable** cell_ = nullptr;
   int32_t* host_ = nullptr;
   int64_t host_count_ = 0;
 };
@@ -218,7 +239,11 @@ class CudaModel final : public DeviceModel {
  private:
   Status make_counts();
   Status check_asked(const LayerPlan& plan, const DeviceForward& f, bool capturing) const;
-  Status run_waves(CudaContext& context, const DeviceForward& f, const LayerArgs& args);
+  Status run_waves(CudaContext& context, const DeviceForward& f, LayerArgs& args,
+                   TableReader& reader);
+  Status route_paged(CudaContext& context, const DeviceForward& f, LayerArgs& args,
+                     TableReader& reader, int32_t* host, VersionsHold& held,
+                     const LayerVersions** versions);
   Status run_wave(CudaContext& context, const DeviceForward& f, const LayerArgs& args,
                   int32_t* slots);
 
@@ -345,7 +370,7 @@ Status CudaModel::forward(DeviceContext& any_context, const DeviceForward& f) {
   MOE_RETURN_IF_ERROR(
       context.reserve(layer_workspace_bytes(plan.shape, args.tokens, args.top_k), capturing));
   args.workspace = context.memory();
-  const Status status = plan.paged ? run_waves(context, f, args)
+  const Status status = plan.paged ? run_waves(context, f, args, reader)
                                    : check(enqueue_layer(args, context.stream()), "enqueue a layer",
                                            {.phase = Phase::compute});
   if (!status.ok()) {  // whatever was enqueued stays; nobody may wait for its end in vain
@@ -406,19 +431,20 @@ Status CudaModel::run_wave(CudaContext& context, const DeviceForward& f, const L
   MOE_RETURN_IF_ERROR(
       check(enqueue_experts(args, context.stream()), "enqueue a wave", {.phase = Phase::compute}));
   MOE_RETURN_IF_ERROR(context.record());
-  return context.wait(store_.services.clock(), f.deadline_at_ns);
+  return context.finish(store_.services.clock(), f.deadline_at_ns);
 }
 
-Status CudaModel::run_waves(CudaContext& context, const DeviceForward& f, const LayerArgs& args) {
+// Routes by the table that is newest now; its versions are held for the waves.
+Status CudaModel::route_paged(CudaContext& context, const DeviceForward& f, LayerArgs& args,
+                              TableReader& reader, int32_t* host, VersionsHold& held,
+                              const LayerVersions** versions) {
   const int64_t pairs = args.tokens * args.top_k;
-  const int32_t experts = f.layer.spec.router.num_experts;
-  MOE_ASSIGN_OR_RETURN(int32_t* const host, context.host_ints(pairs + args.pool.num_experts));
-  int32_t* const slots = host + pairs;
-  std::shared_ptr<const LayerVersions> versions;  // the same for all waves
-  {
-    std::lock_guard lock(store_.mutex);
-    versions = f.layer.serving;
-  }
+  const EpochPin pin(f.reader, store_.schedule);
+  const ExpertTable& table = ExpertStore::Impl::table(f.layer);
+  held.hold(table.versions);
+  *versions = table.versions.get();
+  fill_rule(*table.block, &args.rule, &reader);
+  MOE_ASSIGN_OR_RETURN(reader.cell, context.cell_of(CudaStore::copy_of(table)));
   MOE_RETURN_IF_ERROR(
       check(enqueue_route(args, context.stream()), "enqueue a router", {.phase = Phase::route}));
   MOE_RETURN_IF_ERROR(
@@ -426,7 +452,20 @@ Status CudaModel::run_waves(CudaContext& context, const DeviceForward& f, const 
                             cudaMemcpyDeviceToHost, context.stream()),
             "copy a routing", {.phase = Phase::route}));
   MOE_RETURN_IF_ERROR(context.record());
-  MOE_RETURN_IF_ERROR(context.wait(store_.services.clock(), f.deadline_at_ns));
+  return context.finish(store_.services.clock(), f.deadline_at_ns);
+}
+
+// The host pins one table, as on the CPU: which experts the rows chose must come back before it is
+// known what to load, so that a forward of a paged layer waits for the GPU anyway.
+Status CudaModel::run_waves(CudaContext& context, const DeviceForward& f, LayerArgs& args,
+                            TableReader& reader) {
+  const int64_t pairs = args.tokens * args.top_k;
+  const int32_t experts = f.layer.spec.router.num_experts;
+  MOE_ASSIGN_OR_RETURN(int32_t* const host, context.host_ints(pairs + args.pool.num_experts));
+  int32_t* const slots = host + pairs;
+  VersionsHold held;  // one choice for all waves, and for the shared expert
+  const LayerVersions* versions = nullptr;
+  MOE_RETURN_IF_ERROR(route_paged(context, f, args, reader, host, held, &versions));
 
   f.experts.gather(host, nullptr, args.tokens, args.top_k, experts);
   store_.accessed(f.layer, f.experts.distinct());
@@ -445,8 +484,10 @@ Status CudaModel::run_waves(CudaContext& context, const DeviceForward& f, const 
     store_.release(f.layer, &f.wave);
     MOE_RETURN_IF_ERROR(status);
   }
-  return check(enqueue_rest(args, context.stream()), "enqueue a weighted sum",
-               {.phase = Phase::combine});
+  MOE_RETURN_IF_ERROR(check(enqueue_rest(args, context.stream()), "enqueue a weighted sum",
+                            {.phase = Phase::combine}));
+  MOE_RETURN_IF_ERROR(context.record());
+  return context.finish(store_.services.clock(), f.deadline_at_ns);
 }
 
 }  // namespace

@@ -56,13 +56,18 @@ AddressRange::AddressRange(AddressRange&& other) noexcept
       committed_(std::exchange(other.committed_, 0)),
       granules_(std::exchange(other.granules_, {})) {}
 
+bool AddressRange::supported(int32_t device) {
+  const DeviceScope scope(device);
+  static auto* const ask = driver_function<decltype(cuDeviceGetAttribute)>("cuDeviceGetAttribute");
+  int yes = 0;
+  return driver().complete() && ask &&
+         ask(&yes, CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED, device) ==
+             CUDA_SUCCESS &&
+         yes;
+}
+
 Result<AddressRange> AddressRange::reserve(int32_t device, size_t bytes) {
   const DeviceScope scope(device);
-  int supported = 0;
-  (void)cudaDeviceGetAttribute(&supported, cudaDevAttrMemoryPoolsSupported, device);
-  if (!driver().complete() || !supported)
-    return error(StatusCode::unimplemented, {.phase = Phase::plan},
-                 "cuda:{} cannot map memory below reserved addresses", device);
   const CUmemAllocationProp memory = memory_of(device);
   size_t granule = 0;
   CUresult result =

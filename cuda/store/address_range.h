@@ -8,27 +8,27 @@
 
 #include <cuda.h>
 
-#include "moe/status.h"
+#include "store/device.h"
 
 namespace moe::cuda {
 
-// Not thread-safe. Nothing of the device runs on a part while it is decommitted.
-class AddressRange {
+// Parts are counted by granules, which neighbours may share.
+class AddressRange final : public DeviceRange {
  public:
-  // Addresses for at least `bytes` on GPU `device`; no memory yet. unimplemented where the GPU or
-  // its driver has no virtual memory management.
+  // Whether the GPU and its driver have virtual memory management.
+  static bool supported(int32_t device);
+
+  // Addresses for at least `bytes` on GPU `device`, which is supported; no memory yet.
   static Result<AddressRange> reserve(int32_t device, size_t bytes);
   AddressRange(AddressRange&& other) noexcept;
   AddressRange& operator=(AddressRange&&) = delete;
-  ~AddressRange();
+  ~AddressRange() override;
 
-  // Puts memory below [offset, offset + bytes), and counts a use of each granule of it, which parts
-  // may share. resource_exhausted with asked and free bytes, and no change, if there is none.
-  Status commit(size_t offset, size_t bytes);
-  // Ends the use that a commit() of the same part began; memory without a use goes back.
-  void decommit(size_t offset, size_t bytes) noexcept;
+  std::byte* base() const override { return reinterpret_cast<std::byte*>(base_); }
+  // The message of a failure says asked and free bytes.
+  Status commit(size_t offset, size_t bytes) override;
+  void decommit(size_t offset, size_t bytes) noexcept override;
 
-  std::byte* base() const { return reinterpret_cast<std::byte*>(base_); }
   size_t granule() const { return granule_; }  // bytes, a power of two
   size_t committed_bytes() const { return committed_ * granule_; }
 

@@ -10,6 +10,7 @@
 #include "gemm/pack.h"
 #include "router/cpu_router.h"
 #include "runtime/driver.h"
+#include "store/address_range.h"
 #include "store/block_copy.h"
 #include "store/checksum.h"
 #include "store/expert_table.h"
@@ -23,6 +24,7 @@ class TableCopy final : public DeviceCopy {
   TableCopy(Arena& arena, std::byte* data, size_t bytes)
       : arena_(arena), data_(data), bytes_(bytes) {}
   ~TableCopy() override { arena_.give_back(data_, bytes_); }
+  const DeviceTable* table() const { return reinterpret_cast<const DeviceTable*>(data_); }
 
  private:
   Arena& arena_;
@@ -104,6 +106,15 @@ CudaStore::~CudaStore() {
   if (read_) (void)cudaEventDestroy(read_);
   if (seen_) (void)cudaFreeHost(seen_);
   if (fixed_) memory_.deallocate(fixed_, fixed_bytes_, 256);
+}
+
+bool CudaStore::moves() const {
+  return &memory_ == &own_memory_ && AddressRange::supported(index_);
+}
+
+Result<std::unique_ptr<DeviceRange>> CudaStore::reserve(size_t bytes) {
+  MOE_ASSIGN_OR_RETURN(auto range, AddressRange::reserve(index_, bytes));
+  return std::unique_ptr<DeviceRange>(new AddressRange(std::move(range)));
 }
 
 namespace {
@@ -192,6 +203,10 @@ Status CudaStore::publish(size_t layer, ExpertTable& table) {
       check(cudaMemcpyAsync(data, image.data(), image.size(), cudaMemcpyHostToDevice, stream_),
             "copy a table to the GPU", {.phase = Phase::publish}));
   return write_cell(layer, data).at({.phase = Phase::publish});
+}
+
+const DeviceTable* CudaStore::copy_of(const ExpertTable& table) {
+  return static_cast<const TableCopy&>(*table.copy).table();
 }
 
 Status CudaStore::read_counters(const Clock& clock, int64_t end_ns) {

@@ -38,6 +38,8 @@ class CudaStore final : public StoreDevice {
   Result<uint64_t> generate(std::byte* slot, const ExpertSpec& spec,
                             const GeneratedWeights& weights, int32_t layer,
                             int32_t expert) override;
+  bool moves() const override;
+  Result<std::unique_ptr<DeviceRange>> reserve(size_t bytes) override;
   Result<std::unique_ptr<DeviceCopy>> copy(const LayerSpec& spec, const LayerBlock& block) override;
   Status publish(size_t layer, ExpertTable& table) override;
   Status wait_for_grace(const Clock& clock, int64_t end_ns) override;
@@ -45,6 +47,8 @@ class CudaStore final : public StoreDevice {
   int32_t index() const { return index_; }
   // Where kernels find the newest table of a layer.
   const DeviceTable* const* cell(size_t layer) const { return cells_ + layer; }
+  // A published table's copy.
+  static const DeviceTable* copy_of(const ExpertTable& table);
   // Counters of one more context, and their end. resource_exhausted beyond kMostContexts.
   Result<EpochCounters*> add_reader();
   void remove_reader(EpochCounters* reader);

@@ -114,7 +114,7 @@ struct ExpertStoreOptions {
   // CPU.
   PrefetchKind prefetch = PrefetchKind::none;
 
-  // A thread of the store's own scrubs about this many bytes a second; 0: scrub() alone does. CPU.
+  // A thread of the store's own scrubs about this many bytes a second; 0: scrub() alone does.
   int64_t scrub_bytes_per_second = 0;
 
   // How experts are kept; empty: as the source has them. int8 and int4 quantise while they load.
@@ -292,11 +292,14 @@ class MOE_API ExpertStore {
 
   // As ExpertStoreOptions::expert_memory, while forwards go on. Less: kept copies go, then experts
   // are evicted. More: they come when they are needed. resource_exhausted, and no change, if it is
-  // less than the least that works, which the message names.
+  // less than the least that works, which the message names. On a GPU the store has to page, in the
+  // library's own memory: failed_precondition otherwise.
   Status set_expert_memory(size_t bytes, int64_t deadline_ns = 0);
 
   // Compares ready copies with their digests, for about `max_bytes` from where the last call ended
-  // (0: all). What changed is read again and replaced. Call it from a thread of your own.
+  // (0: all). What changed is read again and replaced; where that fails, a paged expert is read when
+  // it is needed next, and one of a resident layer on a GPU stays as it is. Call it from a thread of
+  // your own.
   Result<ScrubReport> scrub(int64_t max_bytes = 0, int64_t deadline_ns = 0);
 
   struct Impl;

@@ -18,6 +18,7 @@ struct DeviceForward {
   MutableTensorView out;  // (tokens, hidden)
   const ForwardOptions& options;
   int32_t top_k = 0;
+  EpochReader& reader;      // the context's
   Wave& wave;               // the context's, empty between forwards
   ForwardExperts& experts;  // the context's; paged layers only
   int64_t deadline_at_ns = 0;

@@ -88,6 +88,7 @@ Status Model::Impl::forward(Context::Impl& context, int32_t layer, const TensorV
                                                           .out = out,
                                                           .options = options,
                                                           .top_k = top_k,
+                                                          .reader = context.reader,
                                                           .wave = context.wave,
                                                           .experts = context.experts,
                                                           .deadline_at_ns = start + limit}));

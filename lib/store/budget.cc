@@ -60,9 +60,15 @@ Status ExpertStore::Impl::set_expert_memory(size_t bytes, int64_t deadline_ns) {
   const int64_t end_ns = services.clock().now_ns() + (deadline_ns > 0 ? deadline_ns : kDeadlineNs);
   const FifoGate::Turn turn(admin, services.clock(), end_ns, schedule);
   MOE_RETURN_IF_ERROR(turn.status());
-  if (device)
-    return Status(StatusCode::unimplemented, "the budget of a store on a GPU does not move yet");
-  MOE_ASSIGN_OR_RETURN(const auto routed, routed_slots(bytes));
+  if (device &&
+      std::none_of(classes.begin(), classes.end(), [](auto& c) { return c.pool->moving(); }))
+    return Status(StatusCode::failed_precondition,
+                  "the budget of this store does not move: on a GPU the store has to page, in the "
+                  "library's own device memory; graphs of a resident model name its slots");
+  MOE_ASSIGN_OR_RETURN(auto routed, routed_slots(bytes));
+  for (size_t c = 0; c < classes.size(); ++c)
+    if (device && !classes[c].pool->moving() && classes[c].residency)
+      routed[c] = classes[c].residency->slots();
   MOE_RETURN_IF_ERROR(start_loader());
   bool less = false;
   {

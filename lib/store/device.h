@@ -24,6 +24,19 @@ class DeviceCopy {
   virtual ~DeviceCopy() = default;
 };
 
+// Addresses of a device that stay while memory below them comes and goes. Not thread-safe.
+class DeviceRange {
+ public:
+  virtual ~DeviceRange() = default;
+  virtual std::byte* base() const = 0;
+
+  // Puts memory below [offset, offset + bytes); resource_exhausted, and no change, if there is
+  // none.
+  virtual Status commit(size_t offset, size_t bytes) = 0;
+  // Gives that of an earlier commit() of the same part back. Nothing runs on it.
+  virtual void decommit(size_t offset, size_t bytes) noexcept = 0;
+};
+
 // Safe for concurrent use.
 class StoreDevice {
  public:
@@ -31,6 +44,11 @@ class StoreDevice {
 
   virtual Allocator& memory() = 0;        // of slots
   virtual size_t free_bytes() const = 0;  // on the device, for messages
+
+  // Whether memory can come and go below addresses that stay; otherwise pools are taken from
+  // memory() whole, and reserve() is not called.
+  virtual bool moves() const { return false; }
+  virtual Result<std::unique_ptr<DeviceRange>> reserve(size_t bytes);
 
   // 64 bits over the bytes of a slot, computed on the device.
   virtual Result<uint64_t> digest(const std::byte* slot, size_t bytes) = 0;

@@ -103,9 +103,11 @@ Status ExpertStore::Impl::size_pools() {
   for (size_t c = 0; c < needs.size(); ++c) {
     const Need& n = needs[c];
     const int64_t limit = routed[c] + n.shared * (twice ? 2 : 1) + kSpareSlots;
-    const int64_t most = device ? limit : std::max(limit, 2 * (n.routed + n.shared) + kSpareSlots);
-    MOE_ASSIGN_OR_RETURN(auto pool,
-                         SlotPool::create(n.layout_bytes, n.alignment, most, slot_memory()));
+    SlotMemory memory = slot_memory();
+    memory.moving = device && device->moves() && routed[c] < n.routed;
+    const int64_t most =
+        device && !memory.moving ? limit : std::max(limit, 2 * (n.routed + n.shared) + kSpareSlots);
+    MOE_ASSIGN_OR_RETURN(auto pool, SlotPool::create(n.layout_bytes, n.alignment, most, memory));
     pool.set_limit(limit);
     classes[c].pool.emplace(std::move(pool));
   }
@@ -181,6 +183,19 @@ Status ExpertStore::Impl::start_loader() {
   return status;
 }
 
+namespace {
+
+// Kernels of a captured graph are chosen by which tensors a router has, and of which types.
+bool same_tensors(const RouterWeights& a, const RouterWeights& b) {
+  const auto there = [](const TensorView& x, const TensorView& y) { return !x.data == !y.data; };
+  return a.weight.dtype == b.weight.dtype && a.token_experts.dtype == b.token_experts.dtype &&
+         a.token_experts.shape == b.token_experts.shape && there(a.weight, b.weight) &&
+         there(a.logit_bias, b.logit_bias) && there(a.selection_bias, b.selection_bias) &&
+         there(a.per_expert_scale, b.per_expert_scale) && there(a.input_scale, b.input_scale);
+}
+
+}  // namespace
+
 // The router's tensors of one version, with the shared expert that `shared` holds.
 Result<std::shared_ptr<const LayerBlock>> ExpertStore::Impl::make_block(StoreLayer& layer,
                                                                         const Version& version,
@@ -192,6 +207,11 @@ Result<std::shared_ptr<const LayerBlock>> ExpertStore::Impl::make_block(StoreLay
   MOE_ASSIGN_OR_RETURN(auto block, load_layer_block(from, layer.spec.layer, at));
   block->shared_slot = slot;
   block->version = version.number;
+  if (device && layer.serving && !same_tensors(layer.serving->block->router, block->router))
+    return invalid_argument({.file = from.name(), .layer = layer.spec.layer},
+                            "the router of {} has tensors of other types than the one that serves, "
+                            "which graphs on a GPU are made for; open a store for it",
+                            from.name());
   if (device) {
     MOE_ASSIGN_OR_RETURN(block->copy, device->copy(layer.spec, *block));
   }

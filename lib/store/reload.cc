@@ -95,9 +95,6 @@ Result<uint32_t> ExpertStore::Impl::reload(const WeightSource& from, const Reloa
   if (wanted.share < 1 && (wanted.step != ReloadStep::all || device))
     return invalid_argument({}, "a share of {} needs ReloadStep::all and a store on the CPU",
                             wanted.share);
-  if (device && std::any_of(classes.begin(), classes.end(), [](auto& c) { return c.paged(); }))
-    return Status(StatusCode::unimplemented,
-                  "layers that are paged on a GPU are not reloaded; keep all experts resident");
   MOE_RETURN_IF_ERROR(check_layers(from));
   MOE_ASSIGN_OR_RETURN(auto targets, find_targets(*this, wanted.experts));
   const FifoGate::Turn turn(admin, services.clock(), end_ns, schedule);

@@ -10,16 +10,26 @@
 namespace moe {
 
 // Whether the copy's bytes are those that were verified. It is leased meanwhile.
-bool ExpertStore::Impl::intact(CopyRef ref, uint64_t digest, const std::byte* at, size_t bytes) {
+Result<bool> ExpertStore::Impl::intact(CopyRef ref, uint64_t digest, const std::byte* at,
+                                       size_t bytes) {
   if (schedule) schedule->point("scrub");
-  const bool same = XXH3_64bits(at, bytes) == digest;
+  const Result<uint64_t> now =
+      device ? device->digest(at, bytes) : Result<uint64_t>(XXH3_64bits(at, bytes));
   {
     auto lock = locked();
     --copy_at(ref).leases;
     ++changes;
   }
   changed.notify_all();
-  return same;
+  if (!now.ok()) return now.status();
+  return *now == digest;
+}
+
+// Kernels of a resident layer on a GPU find every expert: one that cannot be read again stays as it
+// is, and the host is told.
+bool ExpertStore::Impl::stays(CopyRef ref) const {
+  const SlotClass& slots = classes[ref.slot_class];
+  return device && !slots.paged() && !slots.pool->moving();
 }
 
 // A fresh copy takes the place of `ref`; if none can be read, a routed expert is without one.
@@ -49,6 +59,7 @@ Status ExpertStore::Impl::replace(CopyRef ref, int64_t end_ns) {
     return Status(StatusCode::deadline_exceeded, "the deadline passed before a repair's turn");
   if (!begin_replacement(ref)) return {};
   const Status status = fill(move, end_ns, options.io_threads);
+  if (!status.ok() && stays(ref)) return status;
   const Move::Filling& fresh = move.filling.front();
   {
     auto lock = locked();
@@ -107,7 +118,6 @@ Status ExpertStore::Impl::start_scrubber() {
   if (options.scrub_bytes_per_second < 0)
     return invalid_argument({}, "scrub_bytes_per_second is {}; it must not be negative",
                             options.scrub_bytes_per_second);
-  if (device) return Status(StatusCode::unimplemented, "slots on a GPU are not scrubbed yet");
   constexpr int64_t kPerSecond = 10, kDeadlineNs = 10'000'000'000;
   const int64_t bytes = std::max<int64_t>(1, options.scrub_bytes_per_second / kPerSecond);
   return scrubber.start("scrub", 1'000'000'000 / kPerSecond, services.clock(), [this, bytes] {
@@ -118,7 +128,6 @@ Status ExpertStore::Impl::start_scrubber() {
 Result<ScrubReport> ExpertStore::Impl::scrub(int64_t max_bytes, int64_t deadline_ns) {
   constexpr int64_t kDeadlineNs = 600'000'000'000;
   const int64_t end_ns = services.clock().now_ns() + (deadline_ns > 0 ? deadline_ns : kDeadlineNs);
-  if (device) return Status(StatusCode::unimplemented, "slots on a GPU are not scrubbed yet");
   const FifoGate::Turn turn(admin, services.clock(), end_ns, schedule);
   if (!turn.entered())
     return Status(StatusCode::deadline_exceeded, "the deadline passed before this scrub's turn");
@@ -156,7 +165,9 @@ Result<ScrubReport> ExpertStore::Impl::scrub(int64_t max_bytes, int64_t deadline
     }
     ++report.copies;
     report.bytes += static_cast<int64_t>(bytes);
-    if (intact(ref, digest, at, bytes)) continue;
+    const Result<bool> same = intact(ref, digest, at, bytes);
+    status = same.status();
+    if (!same.ok() || *same) continue;
     ++report.found;
     tell(StoreEventKind::scrub_found, layer, expert,
          Status(StatusCode::data_loss, "a slot's bytes are not those that were verified",
@@ -172,6 +183,7 @@ Result<ScrubReport> ExpertStore::Impl::scrub(int64_t max_bytes, int64_t deadline
   scrubbed.found += report.found;
   scrubbed.repaired += report.repaired;
   scrubbed.wrapped = scrubbed.wrapped || report.wrapped;
+  if (!status.ok()) return status;
   return report;
 }
 

@@ -25,6 +25,10 @@ size_t SlotPool::stride(size_t slot_bytes, size_t alignment, const SlotMemory& m
   return (std::max<size_t>(slot_bytes, 1) + step - 1) / step * step;
 }
 
+Result<std::unique_ptr<DeviceRange>> StoreDevice::reserve(size_t) {
+  return error(StatusCode::unimplemented, {}, "this device has no addresses to reserve");
+}
+
 Result<SlotPool> SlotPool::create(size_t slot_bytes, size_t alignment, int64_t capacity,
                                   const SlotMemory& memory) {
   SlotPool pool;
@@ -34,14 +38,24 @@ Result<SlotPool> SlotPool::create(size_t slot_bytes, size_t alignment, int64_t c
   pool.memory_ = memory;
   pool.chunk_slots_ = std::max<int64_t>(1, static_cast<int64_t>(kChunkBytes / pool.slot_bytes_));
   if (memory.allocator) pool.chunk_slots_ = 1;  // so that each can be given back
-  if (memory.contiguous) pool.chunk_slots_ = std::max<int64_t>(1, capacity);
   size_t bytes = 0;
   if (capacity < 0 ||
       __builtin_mul_overflow(pool.slot_bytes_, static_cast<size_t>(capacity), &bytes))
     return error(StatusCode::resource_exhausted, {},
                  "{} slots of {} bytes do not fit into the address space", capacity,
                  pool.slot_bytes_);
-  if (memory.contiguous && bytes > 0) MOE_RETURN_IF_ERROR(pool.commit(0, capacity));
+  if (memory.moving && bytes > 0) {
+    MOE_ASSIGN_OR_RETURN(pool.range_, memory.device->reserve(bytes));
+    pool.base_ = pool.range_->base();
+    pool.chunk_slots_ = 1;
+    pool.memory_.allocator = nullptr;
+    pool.memory_.contiguous = false;
+    return pool;
+  }
+  if (memory.contiguous) {
+    pool.chunk_slots_ = std::max<int64_t>(1, capacity);
+    if (bytes > 0) MOE_RETURN_IF_ERROR(pool.commit(0, capacity));
+  }
   if (memory.allocator || bytes == 0) return pool;
   void* base = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (base == MAP_FAILED)
@@ -66,12 +80,13 @@ SlotPool::SlotPool(SlotPool&& other) noexcept
       chunk_slots_(other.chunk_slots_),
       memory_(other.memory_),
       base_(std::exchange(other.base_, nullptr)),
+      range_(std::move(other.range_)),
       chunks_(std::move(other.chunks_)),
       taken_(std::move(other.taken_)),
       backed_(std::move(other.backed_)) {}
 
 SlotPool::~SlotPool() {
-  if (base_) munmap(base_, slot_bytes_ * static_cast<size_t>(capacity_));
+  if (base_ && !range_) munmap(base_, slot_bytes_ * static_cast<size_t>(capacity_));
   for (std::byte* chunk : chunks_)
     if (chunk)
       memory_.allocator->deallocate(chunk, slot_bytes_ * static_cast<size_t>(chunk_slots_),
@@ -84,7 +99,9 @@ Status SlotPool::commit(int64_t first, int64_t slots) {
                end = static_cast<size_t>(first + slots);
   if (taken_.size() < end) taken_.resize(end, false), backed_.resize(end, false);
   bool done;
-  if (memory_.allocator) {
+  if (range_) {
+    done = range_->commit(offset_of(first), bytes).ok();
+  } else if (memory_.allocator) {
     const auto chunk = static_cast<size_t>(first / chunk_slots_);
     if (chunks_.size() <= chunk) chunks_.resize(chunk + 1);
     chunks_[chunk] = static_cast<std::byte*>(memory_.allocator->allocate(bytes, alignment_));
@@ -131,7 +148,9 @@ void SlotPool::trim(int64_t slots) {
        --slot) {
     const auto i = static_cast<size_t>(slot);
     if (taken_[i] || !backed_[i]) continue;
-    if (memory_.allocator) {
+    if (range_) {
+      range_->decommit(offset_of(slot), slot_bytes_);
+    } else if (memory_.allocator) {
       memory_.allocator->deallocate(std::exchange(chunks_[i], nullptr), slot_bytes_, alignment_);
     } else {
       madvise(address(slot), slot_bytes_, MADV_DONTNEED);
@@ -159,7 +178,7 @@ void SlotPool::give_back(int64_t slot) {
 }
 
 std::byte* SlotPool::address(int64_t slot) const {
-  if (!memory_.allocator) return base_ + slot_bytes_ * static_cast<size_t>(slot);
+  if (!memory_.allocator) return base_ + offset_of(slot);
   return chunks_[static_cast<size_t>(slot / chunk_slots_)] +
          slot_bytes_ * static_cast<size_t>(slot % chunk_slots_);
 }

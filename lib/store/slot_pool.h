@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "moe/host.h"
@@ -15,8 +16,9 @@ namespace moe {
 // Where a pool's memory comes from; the default is the system.
 struct SlotMemory {
   Allocator* allocator = nullptr;
-  bool contiguous = false;              // slots lie at equal steps from address(0)
-  const StoreDevice* device = nullptr;  // asked for its free bytes where memory ends
+  bool contiguous = false;        // slots lie at equal steps from address(0)
+  StoreDevice* device = nullptr;  // asked for its free bytes where memory ends
+  bool moving = false;            // slots get memory one by one: the device moves()
 };
 
 // Not thread-safe: the store serialises. Slots are handed out lowest index first.
@@ -27,7 +29,7 @@ class SlotPool {
 
   // Reserves addresses for `capacity` slots of at least `slot_bytes`; commits nothing.
   // With memory.allocator the chunks come from it instead, and only their addresses are stable; a
-  // contiguous pool is one chunk, committed here.
+  // contiguous pool is one chunk, committed here, unless it is moving.
   static Result<SlotPool> create(size_t slot_bytes, size_t alignment, int64_t capacity,
                                  const SlotMemory& memory = {});
   SlotPool(SlotPool&& other) noexcept;
@@ -47,6 +49,8 @@ class SlotPool {
     return limit_ - used_;
   }  // slots that take() would give, memory permitting
 
+  bool moving() const { return range_ != nullptr; }
+
   // Slots that may be taken, at most capacity(); that many unless told otherwise. May be below
   // used(): then none is given until enough have come back.
   void set_limit(int64_t slots) { limit_ = slots < capacity_ ? slots : capacity_; }
@@ -57,6 +61,7 @@ class SlotPool {
 
  private:
   SlotPool() = default;
+  size_t offset_of(int64_t slot) const { return slot_bytes_ * static_cast<size_t>(slot); }
   Status commit(int64_t first, int64_t slots);
 
   size_t slot_bytes_ = 0;  // stride()
@@ -67,10 +72,11 @@ class SlotPool {
   int64_t used_ = 0;
   int64_t chunk_slots_ = 0;
   SlotMemory memory_;
-  std::byte* base_ = nullptr;       // of the reserved range; null with a host allocator
-  std::vector<std::byte*> chunks_;  // with a host allocator; null: given back
-  std::vector<bool> taken_;         // per slot that was ever committed
-  std::vector<bool> backed_;        // ditto: has memory
+  std::byte* base_ = nullptr;           // of the reserved range; null with a host allocator
+  std::unique_ptr<DeviceRange> range_;  // of a moving pool
+  std::vector<std::byte*> chunks_;      // with a host allocator; null: given back
+  std::vector<bool> taken_;             // per slot that was ever committed
+  std::vector<bool> backed_;            // ditto: has memory
 };
 
 }  // namespace moe

@@ -298,7 +298,8 @@ struct ExpertStore::Impl {
   Status set_expert_memory(size_t bytes, int64_t deadline_ns);
   Status shrink(SlotClass& slots, int64_t end_ns);
   Result<ScrubReport> scrub(int64_t max_bytes, int64_t deadline_ns);
-  bool intact(CopyRef ref, uint64_t digest, const std::byte* at, size_t bytes);
+  bool stays(CopyRef ref) const;
+  Result<bool> intact(CopyRef ref, uint64_t digest, const std::byte* at, size_t bytes);
   Status start_scrubber();
   Status repair(CopyRef ref, int64_t end_ns);
   bool begin_replacement(CopyRef ref);

@@ -27,7 +27,7 @@ size_t free_on_device() {
 
 }  // namespace
 
-TEST_CASE("memory comes and goes below addresses that stay", "[cuda]") {
+TEST_CASE("memory comes and goes below addresses that stay", "[cuda][moving]") {
   if (!have_gpu()) return skip(kNoGpu);
   constexpr size_t kStep = 3'000'000;  // parts share granules
   MOE_CHECK(cudaFree(nullptr));

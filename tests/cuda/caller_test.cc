@@ -61,8 +61,11 @@ TEST_CASE("an error that the caller left pending outlives all that the library d
   }
   {  // paged: the host waits while the GPU is not ready
     Model all = must(Model::create(source.source(), {.device = kGpu}));
-    Model model = must(Model::create(
-        source.source(), {.device = kGpu, .expert_memory = 6 * all.store().stats().slot_bytes}));
+    PlainMemory memory;
+    Model model =
+        must(Model::create(source.source(), {.device = kGpu,
+                                             .expert_memory = 6 * all.store().stats().slot_bytes,
+                                             .host = {.device_memory = &memory}}));
     Context context = must(Context::create(model, {.stream = cuda_stream(stream.stream)}));
     must(model.forward(context, 0, in.view(), out.mutable_view()));
     CHECK(model.store().stats().paging.misses > 0);
@@ -94,7 +97,7 @@ TEST_CASE("an error of the library's own leaves none with the caller", "[cuda]")
   CHECK(cudaPeekAtLastError() == cudaSuccess);
 }
 
-TEST_CASE("a forward runs beside a legacy stream that is busy", "[cuda]") {
+TEST_CASE("a forward runs beside a legacy stream that is busy", "[cuda][overlap]") {
   if (!have_gpu()) return skip(kNoGpu);
   Random random(test::seed());
   const OwnStream stream;

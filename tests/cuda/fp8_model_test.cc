@@ -78,7 +78,8 @@ TEST_CASE("fp8 layers on the GPU equal the CPU's", "[cuda][mission-41]") {
   }
 }
 
-TEST_CASE("paged fp8 experts on the GPU give the resident ones' answer", "[cuda][mission-41]") {
+TEST_CASE("paged fp8 experts on the GPU give the resident ones' answer",
+          "[cuda][moving][mission-41]") {
   if (!have_gpu()) return skip(kNoGpu);
   Random random(moe::test::seed());
   const OwnStream stream;

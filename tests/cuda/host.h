@@ -80,6 +80,17 @@ inline LayerSpec plain_layer(int32_t layer = 0, int32_t experts = 8, int32_t top
   return spec;
 }
 
+// Plain cudaMalloc as a host's own memory: pools of a paged store do not move there. initcheck does
+// not see what is copied to memory that was mapped below reserved addresses (tag [moving]).
+class PlainMemory final : public Allocator {
+ public:
+  void* allocate(size_t bytes, size_t) noexcept override {
+    void* memory = nullptr;
+    return cudaMalloc(&memory, bytes) == cudaSuccess ? memory : nullptr;
+  }
+  void deallocate(void* memory, size_t, size_t) noexcept override { cudaFree(memory); }
+};
+
 // A report where a GPU can write it.
 struct Pinned {
   Pinned() { MOE_CHECK(cudaHostAlloc(reinterpret_cast<void**>(&report), sizeof *report, 0)); }

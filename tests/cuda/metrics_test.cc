@@ -42,6 +42,7 @@ TEST_CASE("the GPU counts what the CPU counts, for every expert", "[cuda][small]
   if (!have_gpu()) return skip(kNoGpu);
   Random random(test::seed());
   const OwnStream stream;
+  PlainMemory memory;
   for (const int64_t capacity : {0, 2}) {
     std::vector<LayerSpec> specs = {plain_layer(1, 20, 4), plain_layer(5, 6, 2)};
     for (LayerSpec& spec : specs) spec.router.capacity = capacity;
@@ -49,7 +50,9 @@ TEST_CASE("the GPU counts what the CPU counts, for every expert", "[cuda][small]
     Model cpu = must(Model::create(source.source()));
     Model gpu = must(Model::create(source.source(), {.device = kGpu}));
     const size_t slot = gpu.store().stats().slot_bytes;
-    Model paged = must(Model::create(source.source(), {.device = kGpu, .expert_memory = 9 * slot}));
+    Model paged = must(Model::create(
+        source.source(),
+        {.device = kGpu, .expert_memory = 9 * slot, .host = {.device_memory = &memory}}));
     Context context = must(Context::create(gpu, {.stream = cuda_stream(stream.stream)}));
     Context pages = must(Context::create(paged, {.stream = cuda_stream(stream.stream)}));
     for (const LayerSpec& spec : specs)

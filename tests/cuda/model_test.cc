@@ -401,7 +401,7 @@ TEST_CASE("several streams and two models at once on the GPU", "[cuda]") {
   CHECK(outs[0]->host().bytes != outs[1]->host().bytes);
 }
 
-TEST_CASE("a paged model on the GPU gives the resident one's bits", "[cuda]") {
+TEST_CASE("a paged model on the GPU gives the resident one's bits", "[cuda][moving]") {
   if (!have_gpu()) return skip(kNoGpu);
   Random random(test::seed());
   const OwnStream stream;

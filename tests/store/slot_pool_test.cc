@@ -1,11 +1,16 @@
 #include "store/slot_pool.h"
 
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
+#include <functional>
+#include <memory>
 #include <random>
 #include <set>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "catch.h"
 
@@ -107,4 +112,97 @@ TEST_CASE("a pool larger than the address space is refused", "[store]") {
   CHECK(SlotPool::create(size_t{1} << 40, 64, int64_t{1} << 40).status().code() ==
         StatusCode::resource_exhausted);
   CHECK(SlotPool::create(1, 64, -1).status().code() == StatusCode::resource_exhausted);
+}
+
+namespace {
+// A device of host memory that has addresses of its own.
+class PlayedDevice final : public StoreDevice {
+ public:
+  class Range final : public DeviceRange {
+   public:
+    Range(PlayedDevice& device, size_t bytes) : device_(device), bytes_(bytes) {}
+    std::byte* base() const override { return bytes_.get(); }
+    Status commit(size_t offset, size_t bytes) override {
+      if (device_.committed + bytes > device_.most)
+        return Status(StatusCode::resource_exhausted, "full");
+      device_.committed += bytes;
+      REQUIRE(device_.parts.emplace(offset, bytes).second);
+      return {};
+    }
+    void decommit(size_t offset, size_t bytes) noexcept override {
+      device_.committed -= bytes;
+      if (device_.parts.erase({offset, bytes}) != 1) std::abort();
+    }
+
+   private:
+    PlayedDevice& device_;
+    struct Bytes {
+      explicit Bytes(size_t count) : data(count) {}
+      std::byte* get() const { return const_cast<std::byte*>(data.data()); }
+      std::vector<std::byte> data;
+    } bytes_;
+  };
+
+  static Status none() { return Status(StatusCode::unimplemented, "none"); }
+  Allocator& memory() override { return allocator; }
+  size_t free_bytes() const override { return most - committed; }
+  bool moves() const override { return true; }
+  Result<std::unique_ptr<DeviceRange>> reserve(size_t bytes) override {
+    return std::unique_ptr<DeviceRange>(new Range(*this, bytes));
+  }
+  Result<uint64_t> digest(const std::byte*, size_t) override { return none(); }
+  Result<uint64_t> fill(std::byte*, size_t, const std::function<Status(std::byte*)>&) override {
+    return none();
+  }
+  bool generates(const ExpertGemm&) const override { return false; }
+  Result<uint64_t> generate(std::byte*, const ExpertSpec&, const GeneratedWeights&, int32_t,
+                            int32_t) override {
+    return none();
+  }
+  Result<std::unique_ptr<DeviceCopy>> copy(const LayerSpec&, const LayerBlock&) override {
+    return none();
+  }
+  Status publish(size_t, ExpertTable&) override { return {}; }
+  Status wait_for_grace(const Clock&, int64_t) override { return {}; }
+
+  CountingAllocator allocator;
+  size_t committed = 0, most = size_t{1} << 30;
+  std::set<std::pair<size_t, size_t>> parts;
+};
+}  // namespace
+
+TEST_CASE("a moving pool on a device gets memory slot by slot and gives it back", "[store]") {
+  PlayedDevice device;
+  auto pool = SlotPool::create(1000, 256, 8, {&device.memory(), true, &device, true});
+  REQUIRE(pool.ok());
+  CHECK(pool->moving());
+  CHECK(device.committed == 0);
+  std::vector<std::byte*> addresses;
+  for (int64_t i = 0; i < 6; ++i) {
+    REQUIRE(*pool->take() == i);
+    addresses.push_back(pool->address(i));
+    CHECK(addresses.back() == pool->address(0) + i * static_cast<int64_t>(pool->slot_bytes()));
+  }
+  CHECK(device.committed == 6 * pool->slot_bytes());
+  CHECK(device.committed == pool->committed_bytes());
+  for (const int64_t slot : {1, 4, 5}) pool->give_back(slot);
+  pool->set_limit(4);
+  pool->trim(4);
+  CHECK(device.committed == 4 * pool->slot_bytes());
+  REQUIRE(*pool->take() == 1);  // which kept its memory
+  CHECK_FALSE(pool->take().ok());
+  pool->set_limit(8);
+  device.most = device.committed;
+  const auto full = pool->take();
+  CHECK(full.status().code() == StatusCode::resource_exhausted);
+  CHECK(full.status().message().find("free on the device 0") != std::string_view::npos);
+  device.most = size_t{1} << 30;
+  REQUIRE(*pool->take() == 4);
+  CHECK(pool->address(4) == addresses[4]);
+  CHECK(device.allocator.outstanding == 0);
+
+  auto whole = SlotPool::create(1000, 256, 8, {&device.memory(), true, &device, false});
+  REQUIRE(whole.ok());
+  CHECK_FALSE(whole->moving());
+  CHECK(device.allocator.outstanding > 0);
 }
