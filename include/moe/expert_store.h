@@ -297,9 +297,9 @@ class MOE_API ExpertStore {
   Status set_expert_memory(size_t bytes, int64_t deadline_ns = 0);
 
   // Compares ready copies with their digests, for about `max_bytes` from where the last call ended
-  // (0: all). What changed is read again and replaced; where that fails, a paged expert is read when
-  // it is needed next, and one of a resident layer on a GPU stays as it is. Call it from a thread of
-  // your own.
+  // (0: all). What changed is read again and replaced; where that fails, a paged expert is read
+  // when it is needed next, and one of a resident layer on a GPU stays as it is. Call it from a
+  // thread of your own.
   Result<ScrubReport> scrub(int64_t max_bytes = 0, int64_t deadline_ns = 0);
 
   struct Impl;
