@@ -5,6 +5,7 @@
 #include <new>
 
 #include <liburing.h>
+#include <unistd.h>
 
 namespace moe {
 namespace {
@@ -16,10 +17,12 @@ class UringRing final : public Ring {
   }
   bool open(unsigned depth) {
     depth_ = depth;
+    owner_ = ::getpid();
     return open_ = io_uring_queue_init(depth, &ring_, 0) == 0;
   }
 
   void read(std::span<RingRead> reads) noexcept override {
+    if (open_ && owner_ != ::getpid()) renew();
     for (RingRead& read : reads) read.got = -EAGAIN;
     size_t next = 0, done = 0;
     while (open_ && done < reads.size()) {
@@ -56,11 +59,18 @@ class UringRing final : public Ring {
       (void)io_uring_wait_cqe(&ring_, &entry);
       out -= reap(reads);
     }
+    renew();
+  }
+
+  // After a fork the queues are shared with the parent, whose counts of them are its own: a child
+  // that used them would take the parent's reads for its own.
+  void renew() {
     io_uring_queue_exit(&ring_);
-    open_ = io_uring_queue_init(depth_, &ring_, 0) == 0;
+    (void)open(depth_);
   }
 
   io_uring ring_;
+  pid_t owner_ = 0;
   unsigned depth_ = 0;
   bool open_ = false;
 };

@@ -10,6 +10,7 @@
 #include <thread>
 #include <vector>
 
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "catch.h"
@@ -138,6 +139,33 @@ TEST_CASE("a file that is replaced while open is still the old one", "[core][mis
   auto loan = reader.read({&range, 1});
   REQUIRE(loan.ok());
   CHECK(std::memcmp(loan->data(0), "oooooooooo", 10) == 0);
+}
+
+TEST_CASE("after a fork, parent and child read what they asked for", "[core][mission-84]") {
+  std::mt19937_64 random(test::seed());
+  Disk disk;
+  const std::string bytes = random_bytes(3'000'000, random);
+  const auto file = disk.file("bytes", bytes);
+  BatchReader reader(true);
+  const auto right = [&](uint64_t offset) {
+    const FileRange range{file.get(), offset, 1'000'000, "bytes"};
+    const auto loan = reader.read({&range, 1});
+    return loan.ok() && std::memcmp(loan->data(0), bytes.data() + offset, range.bytes) == 0;
+  };
+  REQUIRE(right(0));
+  for (int round = 0; round < 5; ++round) {
+    const pid_t child = ::fork();
+    REQUIRE(child >= 0);
+    if (child == 0) {
+      for (uint64_t i = 0; i < 40; ++i)
+        if (!right(i * 50'000)) ::_exit(1);
+      ::_exit(0);
+    }
+    for (uint64_t i = 0; i < 40; ++i) CHECK(right(2'000'000 - i * 50'000));
+    int state = 0;
+    REQUIRE(::waitpid(child, &state, 0) == child);
+    CHECK((WIFEXITED(state) && WEXITSTATUS(state) == 0));
+  }
 }
 
 TEST_CASE("several threads read at once", "[core]") {
