@@ -124,7 +124,7 @@ TEST_CASE("the budget moves down and up while forwards go on", "[store][mission-
   world.require_same();
 }
 
-TEST_CASE("a host hears when a pool thrashes, and when it ends", "[store][mission-89]") {
+TEST_CASE("a host hears when a pool thrashes, and when it ends", "[store][mission-88]") {
   Random random(test::seed());
   World world(random, memory_for(3, 2));
   // Four experts in turn through three slots: LRU misses every time.

@@ -54,7 +54,7 @@ void require_same(Model& got, Model& wanted, const Rows& hidden) {
 }  // namespace
 
 TEST_CASE("one expert, some, or all are reloaded, and rolled back",
-          "[store][mission-103][mission-104]") {
+          "[store][mission-103][mission-105]") {
   Random random(test::seed());
   const Worlds worlds(random);
   Model old_answers = open(worlds.older());
@@ -154,7 +154,7 @@ TEST_CASE("expert by expert, residents of a paged layer are read once and stay r
   require_same(model, old_answers, hidden);
 }
 
-TEST_CASE("a bad source changes nothing", "[store][mission-93][mission-104]") {
+TEST_CASE("a bad source changes nothing", "[store][mission-93][mission-96]") {
   Random random(test::seed());
   const Worlds worlds(random);
   Model old_answers = open(worlds.older());
@@ -219,7 +219,7 @@ TEST_CASE("a bad source changes nothing", "[store][mission-93][mission-104]") {
   }
 }
 
-TEST_CASE("bytes that change in a source are refused", "[store][mission-95]") {
+TEST_CASE("bytes that change in a source are refused", "[store][mission-96]") {
   Random random(test::seed());
   const Worlds worlds(random);
   // The same tensors at first, another model's later.
@@ -251,7 +251,7 @@ TEST_CASE("bytes that change in a source are refused", "[store][mission-95]") {
   require_same(model, answers, hidden);
 }
 
-TEST_CASE("two versions share the requests by a stable hash", "[store][mission-105]") {
+TEST_CASE("two versions share the requests by a stable hash", "[store][mission-104]") {
   Random random(test::seed());
   const Worlds worlds(random);
   Model old_answers = open(worlds.older()), new_answers = open(worlds.newer());
@@ -312,7 +312,7 @@ TEST_CASE("two versions share the requests by a stable hash", "[store][mission-1
 }
 
 TEST_CASE("a forward is all old or all new while everything is reloaded in a loop",
-          "[store][mission-103][mission-137]") {
+          "[store][mission-95][mission-103][mission-137]") {
   Random random(test::seed());
   const Worlds worlds(random);
   Model old_answers = open(worlds.older()), new_answers = open(worlds.newer());
@@ -366,7 +366,7 @@ TEST_CASE("a forward is all old or all new while everything is reloaded in a loo
   }
 }
 
-TEST_CASE("expert by expert, each row is old or new", "[store][mission-103][mission-137]") {
+TEST_CASE("expert by expert, each row is old or new", "[store][mission-105][mission-137]") {
   Random random(test::seed());
   const Worlds worlds(random);
   Model old_answers = open(worlds.older()), new_answers = open(worlds.newer());
