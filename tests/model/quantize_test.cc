@@ -74,9 +74,11 @@ TEST_CASE("a model quantised ahead has the slots of one quantised when loaded",
                                                      {FormatKind::int4, 128},
                                                      {FormatKind::int8, 0},
                                                      {FormatKind::int8, 64}};
-  for (const char* family : {"qwen3_moe", "deepseek_v3", "mixtral"})
+  size_t first = 0;  // every type meets every format in some family
+  for (const char* family : {"qwen3_moe", "deepseek_v3", "mixtral"}) {
     for (DType dtype : {DType::bf16, DType::f16, DType::f32, DType::f8_e4m3})
-      for (const auto& [format, group] : kFormats) {
+      for (size_t i = 0; i < 2; ++i) {
+        const auto [format, group] = kFormats[(first + i) % 4];
         CAPTURE(family, to_string(dtype), to_string(format), group);
         const TemporaryDirectory directory;
         REQUIRE(write_synthetic(small(family, dtype), directory / "in").ok());
@@ -97,6 +99,8 @@ TEST_CASE("a model quantised ahead has the slots of one quantised when loaded",
         REQUIRE(repack(directory / "out", directory / "repacked").ok());
         check_slots(directory / "in", directory / "repacked", options, scale_of(dtype));
       }
+    ++first;
+  }
 }
 
 TEST_CASE("quantised ahead or when loaded: the same answers", "[model][mission-42][mission-43]") {
@@ -168,7 +172,7 @@ TEST_CASE("a quantised folder is complete or absent", "[model][mission-93]") {
     return --*static_cast<int*>(left) > 0;
   };
   int stopped = 0;
-  for (int n = 1;; ++n, ++stopped) {
+  for (int n = 1;; n += 1 + n / 5, ++stopped) {
     int left = n;
     const auto done = quantize(directory / "in", directory / "out", {}, progress, &left);
     CHECK(fs::exists(directory / "out") == done.ok());
@@ -176,7 +180,7 @@ TEST_CASE("a quantised folder is complete or absent", "[model][mission-93]") {
     CHECK(done.status().code() == StatusCode::cancelled);
     CHECK(std::distance(fs::directory_iterator(directory.path()), {}) == 1);
   }
-  CHECK(stopped > 20);
+  CHECK(stopped > 10);
   CHECK(quantize(directory / "in", directory / "out").status().code() ==
         StatusCode::already_exists);
 }
