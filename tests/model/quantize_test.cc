@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
+#include <map>
 #include <random>
 #include <string>
 #include <vector>
@@ -66,6 +67,35 @@ void check_slots(const std::string& from, const std::string& to, const QuantizeO
   }
 }
 
+// All that is stored of a routed expert, extents too, lies side by side from a multiple of 4 KiB
+// on.
+void check_places(const std::string& folder) {
+  const auto made = Checkpoint::open(folder);
+  REQUIRE(made.ok());
+  struct Extent {
+    uint64_t first = UINT64_MAX, last = 0, bytes = 0;
+    int tensors = 0;
+  };
+  std::map<std::string, Extent> experts;
+  for (const auto& tensor : made->tensors()) {
+    const std::string name(tensor.name);
+    if (name.find(".experts.") == std::string::npos) continue;
+    // "...experts.7.up_proj.weight_packed" belongs to "...experts.7"
+    Extent& expert = experts[name.substr(0, name.rfind('.', name.rfind('.') - 1))];
+    expert.first = std::min(expert.first, tensor.offset);
+    expert.last = std::max(expert.last, tensor.offset + tensor.bytes);
+    expert.bytes += tensor.bytes;
+    ++expert.tensors;
+  }
+  CHECK(experts.size() >= 8);
+  for (const auto& [name, expert] : experts) {
+    CAPTURE(name);
+    CHECK(expert.tensors == 9);
+    CHECK(expert.first % 4096 == 0);
+    CHECK(expert.last - expert.first == expert.bytes);
+  }
+}
+
 }  // namespace
 
 TEST_CASE("a model quantised ahead has the slots of one quantised when loaded",
@@ -87,6 +117,7 @@ TEST_CASE("a model quantised ahead has the slots of one quantised when loaded",
         INFO(errors.status().message());
         REQUIRE(errors.ok());
         check_slots(directory / "in", directory / "out", options, scale_of(dtype));
+        check_places(directory / "out");
         REQUIRE(errors->size() == 2);
         for (const LayerErrors& layer : *errors) {
           CHECK(layer.experts.size() >= 4);
@@ -98,6 +129,7 @@ TEST_CASE("a model quantised ahead has the slots of one quantised when loaded",
         }
         REQUIRE(repack(directory / "out", directory / "repacked").ok());
         check_slots(directory / "in", directory / "repacked", options, scale_of(dtype));
+        check_places(directory / "repacked");
       }
     ++first;
   }
