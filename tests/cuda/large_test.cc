@@ -104,13 +104,13 @@ double error_of(const Problem& p) {
 
 }  // namespace
 
-TEST_CASE("experts beyond 2^31 elements on the GPU", "[cuda][slow]") {
+TEST_CASE("experts beyond 2^31 elements on the GPU", "[cuda][large][slow]") {
   if (!moe::cuda::test::have_gpu()) return moe::test::skip("there is no CUDA device here");
   CHECK(error_of({.tokens = 64, .hidden = 4096, .intermediate = 7168, .experts = 40, .top_k = 4}) <
         5e-3);
 }
 
-TEST_CASE("rows of pairs beyond 2^31 elements on the GPU", "[cuda][slow]") {
+TEST_CASE("rows of pairs beyond 2^31 elements on the GPU", "[cuda][large][slow]") {
   if (!moe::cuda::test::have_gpu()) return moe::test::skip("there is no CUDA device here");
   CHECK(
       error_of({.tokens = 140'000, .hidden = 2048, .intermediate = 64, .experts = 16, .top_k = 8}) <

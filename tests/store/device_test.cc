@@ -190,3 +190,70 @@ TEST_CASE("a slot is not reused while the device may read it", "[store][gpu-seam
   (*store)->release(layer, &wave);
   CHECK(told.graces == 2);
 }
+
+TEST_CASE("a scrub asks the device, and replaces what changed there", "[store][gpu-seam]") {
+  told = {};
+  Random random(test::seed());
+  RandomModel source({layer_of(0)}, random);
+  auto store = ExpertStore::Impl::open(source.source(), {}, make_device);
+  REQUIRE(store.ok());
+  const StoreLayer& layer = *(*store)->layers[0];
+  const SlotPool& pool = *(*store)->classes[layer.routed.slot_class].pool;
+  const auto scrub = [&] {
+    const auto report = (*store)->scrub(0, 0);
+    INFO(report.status().message());
+    REQUIRE(report.ok());
+    return *report;
+  };
+  CHECK(scrub().copies == 7);  // the shared one too
+  const int64_t before = told.tables[0][3];
+  pool.address(before)[5] ^= std::byte{4};
+  ScrubReport report = scrub();
+  CHECK(report.found == 1);
+  CHECK(report.repaired == 1);
+  const int64_t after = told.tables[0][3];
+  CHECK(after != before);
+  CHECK(scrub().found == 0);
+
+  // All is resident, so that kernels count on every expert: what cannot be read again stays.
+  pool.address(after)[5] ^= std::byte{4};
+  told.fail_fill = told.fills;
+  report = scrub();
+  CHECK(report.found == 1);
+  CHECK(report.repaired == 0);
+  CHECK(told.tables[0][3] == after);
+  CHECK(scrub().repaired == 1);
+}
+
+TEST_CASE("a paged store on a device takes new versions", "[store][gpu-seam]") {
+  told = {};
+  Random random(test::seed());
+  RandomModel one({layer_of(0)}, random), two({layer_of(0)}, random);
+  size_t bytes = 0;
+  {
+    auto all = ExpertStore::Impl::open(one.source(), {}, make_device);
+    REQUIRE(all.ok());
+    bytes = 4 * (*all)->classes[0].pool->slot_bytes() + (*all)->classes[1].pool->slot_bytes();
+  }
+  auto store = ExpertStore::Impl::open(one.source(), {.expert_memory = bytes}, make_device);
+  REQUIRE(store.ok());
+  const auto version = (*store)->reload(two.source(), {});
+  INFO(version.status().message());
+  REQUIRE(version.ok());
+  CHECK(*version == 2);
+  StoreLayer& layer = *(*store)->layers[0];
+  Wave wave;
+  const std::vector<Need> needs = {{4, *version}};
+  const std::vector<int32_t> ids = {4};
+  (*store)->accessed(layer, ids);
+  REQUIRE((*store)->acquire(layer, needs, kFarAway, &wave).ok());
+  REQUIRE(wave.members.size() == 1);
+  std::vector<std::byte> wanted(layer.routed.layout.bytes);
+  REQUIRE(layer.routed.gemm->pack(layer.spec.expert, two.source(), 0, 4, wanted.data()).ok());
+  CHECK(std::memcmp(wave.members[0].slot, wanted.data(), wanted.size()) == 0);
+  (*store)->release(layer, &wave);
+
+  const Status still = (*store)->set_expert_memory(2 * bytes, 0);  // this device cannot move it
+  CHECK(still.code() == StatusCode::failed_precondition);
+  CHECK(still.message().find("does not move") != std::string_view::npos);
+}
