@@ -64,7 +64,8 @@ class Reading {
   }
 
   Status prepare_quantised(const Format& format, std::vector<WeightRead>* reads) {
-    const auto& [id, outputs, inputs] = made_.of;
+    const WeightId id = made_.of.id;
+    const int64_t outputs = made_.of.outputs, inputs = made_.of.inputs;
     if (Status status = check_format(format); !status.ok()) return status.at(place_of(source_, id));
     QuantBuffer& to = made_.quantised = QuantBuffer(format, outputs, inputs);
     scales_.resize(to.scales.size() * static_cast<size_t>(bits_of(format.scale) / 8));

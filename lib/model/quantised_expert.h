@@ -36,8 +36,8 @@ enum class NewPart { words, scales, extents };
 class QuantisedExpert {
  public:
   // `expert` must outlive it. `spec` is the layer's with the expert's new format.
-  QuantisedExpert(LayerSpec spec, const NewExpert& expert, const Format& format)
-      : expert_(expert), format_(format), weights_({std::move(spec)}) {}
+  QuantisedExpert(const LayerSpec& spec, const NewExpert& expert, const Format& format)
+      : expert_(expert), format_(format), weights_({spec}) {}
 
   // Reads the expert from `source`, and quantises it.
   Status make(const WeightSource& source);
