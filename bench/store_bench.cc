@@ -1,7 +1,8 @@
 // What residency costs a forward.
 //
 //   store_bench pin                              pin, look-up and release alone, beside a forward
-//   store_bench reload CHECKPOINT SECONDS ROUNDS forwards beside a loop of reloads, and alone
+//   store_bench reload CHECKPOINT THREADS SECONDS ROUNDS
+//                                                forwards beside a loop of reloads, and alone
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -184,9 +185,12 @@ Phase serve(Model& model, const WeightSource& source, int64_t rows, double limit
   return phase;
 }
 
-void reload(const char* directory, double limit_s, int rounds) {
+void reload(const char* directory, int threads, double limit_s, int rounds) {
   const Checkpoint checkpoint = take(Checkpoint::open(directory));
-  Model model = take(Model::create(checkpoint));
+  const auto executor = take(make_executor(threads));
+  ModelOptions options;
+  options.host.executor = executor.get();
+  Model model = take(Model::create(checkpoint, options));
   const ReloadOptions by_layer{.step = ReloadStep::layer}, at_once{.step = ReloadStep::all};
   struct Kind {
     const char* name;
@@ -229,10 +233,11 @@ int main(int argc, char** argv) {
     pin("small", 32, 4, 256, 128);
     return 0;
   }
-  if (argc == 5 && what == "reload") {
-    reload(argv[2], std::atof(argv[3]), std::atoi(argv[4]));
+  if (argc == 6 && what == "reload") {
+    reload(argv[2], std::atoi(argv[3]), std::atof(argv[4]), std::atoi(argv[5]));
     return 0;
   }
-  std::fprintf(stderr, "usage: store_bench pin | store_bench reload CHECKPOINT SECONDS ROUNDS\n");
+  std::fprintf(stderr,
+               "usage: store_bench pin | store_bench reload CHECKPOINT THREADS SECONDS ROUNDS\n");
   return 2;
 }
