@@ -19,6 +19,7 @@
 #include "model/allocations.h"
 #include "model/random_model.h"
 #include "moe/model.h"
+#include "moe/snapshot.h"
 #include "temporary_directory.h"
 
 using namespace moe;
@@ -139,14 +140,12 @@ struct Loaded {
 };
 
 // Into `loaded`, which stays empty on an error.
-Status load(const std::string& path, const Reading& reading, size_t expert_memory, Loaded* loaded) {
+Status load(const std::string& path, const Reading& reading, const ModelOptions& options,
+            Loaded* loaded) {
   Result<Checkpoint> checkpoint =
       Checkpoint::Impl::open(path, {.direct_io = reading.direct}, reading.ring);
   if (!checkpoint.ok()) return checkpoint.status();
   loaded->checkpoint.emplace(*std::move(checkpoint));
-  ModelOptions options;
-  options.expert_memory = expert_memory;
-  options.host.memory = &counted_memory;
   Result<Model> model = Model::create(*loaded->checkpoint, options);
   if (!model.ok()) return loaded->checkpoint.reset(), model.status();
   loaded->model.emplace(*std::move(model));
@@ -156,14 +155,15 @@ Status load(const std::string& path, const Reading& reading, size_t expert_memor
 // What a resident model computes, and how much memory makes three experts fit.
 struct Static : Disk {
   explicit Static(Random& random) : hidden(random, 12, 40, DType::f32) {
-    REQUIRE(load(path, {}, 0, &loaded).ok());
+    options.host.memory = &counted_memory;
+    REQUIRE(load(path, {}, options, &loaded).ok());
     for (const LayerSpec& spec : loaded.model->layers()) {
       REQUIRE(forward(*loaded.model, spec.layer).ok());
       wanted.push_back(out);
     }
     const ExpertStoreStats stats = loaded.model->store().stats();
     constexpr size_t kSpare = 2, kSlots = 3, kShared = 2;
-    expert_memory = stats.slot_bytes * (kSlots + kSpare + kShared);
+    options.expert_memory = stats.slot_bytes * (kSlots + kSpare + kShared);
   }
 
   const std::string path = *this / "packed";
@@ -177,7 +177,7 @@ struct Static : Disk {
   Rows hidden;
   std::vector<float> out = std::vector<float>(12 * 40);
   std::vector<std::vector<float>> wanted;  // by layer
-  size_t expert_memory = 0;
+  ModelOptions options;                    // of a model that pages
 };
 
 const Reading kReadings[] = {
@@ -189,7 +189,7 @@ template <class Fault>
 int fail_every_load(Static& model, const Reading& reading, Fault fault) {
   {  // what is made once in a process
     Loaded loaded;
-    REQUIRE(load(model.path, reading, model.expert_memory, &loaded).ok());
+    REQUIRE(load(model.path, reading, model.options, &loaded).ok());
     REQUIRE(model.forward(*loaded.model, 1).ok());
   }
   int failed = 0;
@@ -202,7 +202,7 @@ int fail_every_load(Static& model, const Reading& reading, Fault fault) {
     {
       Loaded loaded;
       fault.arm(nth);
-      const Status status = load(model.path, reading, model.expert_memory, &loaded);
+      const Status status = load(model.path, reading, model.options, &loaded);
       reached = fault.reached();
       fault.arm(0);
       code = status.code();
@@ -224,7 +224,7 @@ int fail_every_load(Static& model, const Reading& reading, Fault fault) {
 template <class Fault>
 int fail_every_forward(Static& model, const Reading& reading, Fault fault) {
   Loaded loaded;
-  REQUIRE(load(model.path, reading, model.expert_memory, &loaded).ok());
+  REQUIRE(load(model.path, reading, model.options, &loaded).ok());
   for (int32_t layer : {0, 1, 0}) REQUIRE(model.forward(*loaded.model, layer).ok());
   int failed = 0;
   for (int64_t nth = 1;; ++nth) {
@@ -270,7 +270,7 @@ TEST_CASE("only the bytes of the experts that a forward needs are read",
   Static model(random);
   for (const Reading& reading : kReadings) {
     Loaded loaded;
-    REQUIRE(load(model.path, reading, model.expert_memory, &loaded).ok());
+    REQUIRE(load(model.path, reading, model.options, &loaded).ok());
     const Checkpoint& checkpoint = *loaded.checkpoint;
     for (int round = 0; round < 40; ++round) {
       const auto layer = static_cast<int32_t>(random.between(0, 1));
@@ -335,4 +335,41 @@ TEST_CASE("every allocation of a load fails, once and for ever",
   for (const Reading& reading : {kReadings[0], kReadings[3]})
     for (const bool for_ever : {false, true})
       CHECK(fail_every_load(model, reading, FailingAllocation{for_ever}) > 300);
+}
+
+TEST_CASE("every allocation of saving and of restoring fails, once and for ever",
+          "[store][mission-93][mission-108]") {
+  Random random(test::seed());
+  Static model(random);
+  const std::string path = model / "state";
+  for (const bool for_ever : {false, true}) {
+    CAPTURE(for_ever);
+    Loaded loaded;
+    REQUIRE(load(model.path, {}, model.options, &loaded).ok());
+    for (const int32_t layer : {0, 1, 0}) REQUIRE(model.forward(*loaded.model, layer).ok());
+    REQUIRE(save_snapshot(loaded.model->store(), path).ok());
+    int failed = 0;
+    for (int64_t nth = 1;; ++nth) {
+      const int64_t outstanding = test::outstanding_allocations();
+      StatusCode code;
+      {
+        test::fail_allocation(nth, for_ever);
+        const Status status = save_snapshot(loaded.model->store(), path);
+        code = status.code();
+      }
+      const bool reached = test::allocation_failed();
+      test::fail_allocation(0);
+      const int64_t leaked = test::outstanding_allocations() - outstanding;
+      CAPTURE(nth, reached);
+      REQUIRE(leaked == 0);
+      REQUIRE((code == StatusCode::ok || code == StatusCode::resource_exhausted));
+      REQUIRE(snapshot_versions(path).ok());  // the old one, or the new one
+      if (!reached) break;
+      failed += code != StatusCode::ok;
+    }
+    CHECK(failed > 20);
+    model.options.restore.snapshot = path;
+    CHECK(fail_every_load(model, {}, FailingAllocation{for_ever}) > 100);
+    model.options.restore = {};
+  }
 }
