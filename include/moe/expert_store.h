@@ -56,7 +56,7 @@ enum class StoreEventKind : int32_t {
   scrub_failed,     // ... and none could be read: the expert is not served until it can
   thrash_began,     // most experts that are needed were evicted shortly before
   thrash_ended,     // no longer
-  pressure,         // no memory for more slots, or the budget shrank: experts were evicted
+  pressure,         // the budget shrank: experts were evicted
   background_late,  // a background job has shown no sign of life for long
 };
 MOE_API const char* to_string(StoreEventKind kind);  // "reload_done"
@@ -276,7 +276,9 @@ class MOE_API ExpertStore {
   Result<uint32_t> reload(const WeightSource& from, const ReloadOptions& options = {});
 
   // With a candidate (ReloadOptions::share): it goes. Otherwise the versions before the last reload
-  // serve again, from kept copies or read again; a second call returns to the newer ones.
+  // serve again, from kept copies or read again; a second call returns to the newer ones. Where
+  // memory does not hold both versions of a layer, that is done expert by expert: meanwhile rows
+  // may mix them. On an error what served goes on to serve, and is read again if its copies went.
   // failed_precondition if there is nothing to return to.
   Status rollback(int64_t deadline_ns = 0);
 

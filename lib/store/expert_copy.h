@@ -16,9 +16,14 @@ struct ExpertCopy {
   CopyState state = CopyState::empty;
   uint64_t digest = 0;
   int32_t leases = 0;  // waves and scrubs that use it now
-  bool late = false;   // whoever filled it did not wait for the end
+  bool late = false;   // its move ended before it was filled, or freed: see settle_late()
   int64_t next = -1;   // the slot of the expert's next copy
 };
+
+// Whether a loader writes to its slot.
+inline bool in_flight(const ExpertCopy& copy) {
+  return copy.state == CopyState::loading || copy.state == CopyState::verifying;
+}
 
 // The only way a copy changes state; anything else is a bug of the store (assert).
 void transition(ExpertCopy& copy, CopyState to);

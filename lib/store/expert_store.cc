@@ -196,16 +196,19 @@ bool same_tensors(const RouterWeights& a, const RouterWeights& b) {
 
 }  // namespace
 
-// The router's tensors of one version, with the shared expert that `shared` holds.
+// The router's tensors of one version, with the shared expert in slot `shared_slot` (-1: none).
 Result<std::shared_ptr<const LayerBlock>> ExpertStore::Impl::make_block(StoreLayer& layer,
                                                                         const Version& version,
-                                                                        const ExpertCopy* shared) {
-  const int64_t slot = shared ? slot_of(layer.shared, *shared) : -1;
-  const std::byte* at = shared ? classes[layer.shared.slot_class].pool->address(slot) : nullptr;
+                                                                        int64_t shared_slot) {
+  const std::byte* at = nullptr;
+  if (shared_slot >= 0) {
+    auto lock = locked();
+    at = classes[layer.shared.slot_class].pool->address(shared_slot);
+  }
   const FiniteSource finite(version.source);
   const WeightSource& from = version.check_finite ? finite : version.source;
   MOE_ASSIGN_OR_RETURN(auto block, load_layer_block(from, layer.spec.layer, at));
-  block->shared_slot = slot;
+  block->shared_slot = shared_slot;
   block->version = version.number;
   if (device && layer.serving && !same_tensors(layer.serving->block->router, block->router))
     return invalid_argument({.file = from.name(), .layer = layer.spec.layer},
@@ -235,11 +238,13 @@ std::shared_ptr<Version> ExpertStore::Impl::find_version(uint32_t number) const 
 }
 
 Result<std::unique_ptr<ExpertStore::Impl>> ExpertStore::Impl::open(
-    const WeightSource& source, const ExpertStoreOptions& options, DeviceMaker make_device) {
+    const WeightSource& source, const ExpertStoreOptions& options, DeviceMaker make_device,
+    Schedule* schedule) {
   const Place place{.file = source.name(), .phase = Phase::load};
   return guarded(place, [&]() -> Result<std::unique_ptr<Impl>> {
     MOE_ASSIGN_OR_RETURN(auto services, Services::resolve(options.host));
     auto impl = std::make_unique<Impl>(source, options, std::move(services));
+    impl->schedule = schedule;
     MOE_ASSIGN_OR_RETURN(impl->specs, choose_layers(source, options.layers, options.format));
     if (make_device) {
       MOE_ASSIGN_OR_RETURN(impl->device,
@@ -258,6 +263,13 @@ Result<std::unique_ptr<ExpertStore::Impl>> ExpertStore::Impl::open(
     MOE_RETURN_IF_ERROR(impl->start_scrubber());
     return impl;
   });
+}
+
+Result<ExpertStore> ExpertStore::Impl::open_scheduled(const WeightSource& source,
+                                                      const ExpertStoreOptions& options,
+                                                      Schedule* schedule) {
+  MOE_ASSIGN_OR_RETURN(auto impl, Impl::open(source, options, nullptr, schedule));
+  return ExpertStore(std::move(impl));
 }
 
 Result<ExpertStore> ExpertStore::open(const WeightSource& source,

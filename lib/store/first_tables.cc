@@ -141,7 +141,7 @@ Status ExpertStore::Impl::load_first(std::vector<FirstLoad> loads) {
     if (stop.load(std::memory_order_relaxed)) return;
     const FirstLoad& first = loads[static_cast<size_t>(i)];
     Status& status = statuses[static_cast<size_t>(i)];
-    status = load(*first.layer, first.need, first.slot);
+    status = load(*first.layer, first.need, first.slot, find_version(first.need.version));
     if (status.ok() && options.progress) {
       std::lock_guard lock(progress_mutex);
       done += static_cast<int64_t>(compute_of(*first.layer, first.need.expert).layout.bytes);
@@ -168,8 +168,7 @@ Result<std::shared_ptr<const LayerVersions>> ExpertStore::Impl::first_versions(
   std::shared_ptr<const LayerBlock>& block = blocks[then.router];
   if (!block) {
     const std::shared_ptr<Version> version = find_version(then.router);
-    const ExpertCopy* shared =
-        layer.shared.gemm ? find_copy(layer, {kSharedExpert, then.router}) : nullptr;
+    const int64_t shared = layer.shared.gemm ? ready_slot(layer, {kSharedExpert, then.router}) : -1;
     MOE_ASSIGN_OR_RETURN(block, make_block(layer, *version, shared));
     if (then.digest != 0 && then.digest != digest_of(*block))
       return error(StatusCode::data_loss,

@@ -43,7 +43,8 @@ Status ExpertStore::Impl::load_beside(std::span<const Need> needs, StoreLayer& l
           transition(copy_at(ref), CopyState::draining);
           free_slot(ref);
         }
-      } else if (routed_one) {
+      } else if (routed_one &&
+                 !routed.residency->resident({layer.spec.layer, f.need.expert}, f.need.version)) {
         routed.residency->add({layer.spec.layer, f.need.expert}, f.need.version);
       }
     }
@@ -103,21 +104,16 @@ Result<std::shared_ptr<const LayerVersions>> ExpertStore::Impl::revive(
     StoreLayer& layer, const std::shared_ptr<const LayerVersions>& then, int64_t end_ns) {
   if (!layer.shared.gemm) return then;
   const Need need{kSharedExpert, then->block->version};
-  const auto ready = [&]() -> const ExpertCopy* {
-    auto lock = locked();
-    const ExpertCopy* copy = find_copy(layer, need);
-    return copy && copy->state == CopyState::ready ? copy : nullptr;
-  };
-  if (!ready()) MOE_RETURN_IF_ERROR(load_needs(layer, {&need, 1}, 1, end_ns));
-  const ExpertCopy* copy = ready();
-  if (copy && slot_of(layer.shared, *copy) == then->block->shared_slot) return then;
+  if (ready_slot(layer, need) < 0) MOE_RETURN_IF_ERROR(load_needs(layer, {&need, 1}, 1, end_ns));
+  const int64_t slot = ready_slot(layer, need);
+  if (slot == then->block->shared_slot) return then;
   std::shared_ptr<Version> version;
   {
     auto lock = locked();
     version = find_version(need.version);
   }
   auto next = std::make_shared<LayerVersions>(*then);
-  MOE_ASSIGN_OR_RETURN(next->block, make_block(layer, *version, copy));
+  MOE_ASSIGN_OR_RETURN(next->block, make_block(layer, *version, slot));
   return std::shared_ptr<const LayerVersions>(std::move(next));
 }
 
@@ -129,6 +125,22 @@ Status ExpertStore::Impl::return_to(const AllVersions& then, int64_t end_ns) {
   if (status.code() == StatusCode::resource_exhausted) status = return_by_pieces(then, end_ns);
   clear_goal();
   return status;
+}
+
+// Where no return could be read to its end: every layer serves what `wanted` names, or else, where
+// its shared expert cannot be read, what `otherwise` names. Routed experts without a copy are read
+// when a forward needs them.
+Status ExpertStore::Impl::settle_for(AllVersions wanted, const AllVersions& otherwise,
+                                     int64_t end_ns) {
+  set_goal(wanted, {}, 0);
+  for (auto& layer : layers) {
+    auto& theirs = wanted[layer->index];
+    auto revived = revive(*layer, theirs, end_ns);
+    if (!revived.ok()) revived = revive(*layer, otherwise[layer->index], end_ns);
+    theirs = revived.ok() ? *std::move(revived) : layer->serving;
+  }
+  clear_goal();
+  return switch_to(std::move(wanted), 1, previous_now(), end_ns);
 }
 
 // The routed experts of `then` that have a ready copy, or that have none.

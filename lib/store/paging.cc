@@ -63,7 +63,13 @@ Result<bool> ExpertStore::Impl::plan_wave(StoreLayer& layer, std::span<const Nee
   SlotClass& slots = classes[layer.routed.slot_class];
   Residency& residency = *slots.residency;
   begin_move(needed.size());
-  pending.assign(needed.begin(), needed.end());
+  pending.clear();
+  pending.reserve(needed.size());
+  for (const Need& need : needed) {
+    // A copy that comes late is waited for: it is neither ready nor to be read twice.
+    const ExpertCopy* copy = find_copy(layer, need);
+    if (!copy || !in_flight(*copy)) pending.push_back(need);
+  }
   const Leased leased(*this, layer.routed.slot_class);
   MOE_RETURN_IF_ERROR(residency.take_wave(layer.spec.layer, &leased, pending, wave));
   for (const Residency::Decision& taken : wave) {

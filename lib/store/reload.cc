@@ -129,10 +129,14 @@ Result<uint32_t> ExpertStore::Impl::reload(const WeightSource& from, const Reloa
   version->check_finite = false;
   clear_goal();
   if (!status.ok()) {
-    const Status back = return_to(before, end_ns);
-    if (!back.ok()) status = back;
+    AllVersions reached = serving_now();
+    if (Status back = return_to(before, end_ns); !back.ok()) {
+      if (!device) (void)settle_for(before, reached, end_ns);
+      status = std::move(back);
+    }
     set_previous(std::move(older));
     version.reset();
+    reached.clear();
     before.clear();
     (void)leave_old(end_ns);
     tell(StoreEventKind::reload_failed, status.place().layer, status.place().expert, status);
@@ -166,7 +170,8 @@ Status ExpertStore::Impl::rollback(int64_t deadline_ns) {
     for (size_t i = 0; i < layers.size(); ++i)
       if (previous[i]) older[i] = previous[i];
     const Status status = return_to(older, end_ns);
-    if (!status.ok()) (void)return_to(newer, end_ns);  // as it was
+    if (!status.ok() && !return_to(newer, end_ns).ok() && !device)  // as it was
+      (void)settle_for(newer, older, end_ns);
     for (size_t i = 0; i < layers.size(); ++i)
       if (!previous[i]) newer[i].reset();
     set_previous(status.ok() ? newer : previous);

@@ -5,6 +5,14 @@
 
 namespace moe {
 
+// What makes the store safe.
+enum class Rule {
+  wait_for_readers,   // of epochs that name a slot, before it is reused
+  wait_for_leases,    // of waves that compute with it, likewise
+  wait_for_versions,  // that forwards hold, before their shared experts go
+  verify,             // a copy before it is ready
+};
+
 // Null outside tests. No call is made with a lock held.
 class Schedule {
  public:
@@ -17,6 +25,8 @@ class Schedule {
   virtual void spawn(std::function<void()> job) = 0;
   // The bytes of a slot that is free now.
   virtual void freed(void* slot, size_t bytes) = 0;
+  // Whether the store is to break one of its rules, so that a test can see that its checks notice.
+  virtual bool breaks(Rule) const { return false; }
 };
 
 }  // namespace moe

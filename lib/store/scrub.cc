@@ -9,20 +9,44 @@
 
 namespace moe {
 
-// Whether the copy's bytes are those that were verified. It is leased meanwhile.
-Result<bool> ExpertStore::Impl::intact(CopyRef ref, uint64_t digest, const std::byte* at,
-                                       size_t bytes) {
+// Leases the next ready copy from `scrub_at` on. False at the end of the last pool.
+bool ExpertStore::Impl::inspect_next(Inspected* next) {
+  auto lock = locked();
+  for (; scrub_at.slot_class < classes.size(); scrub_at = {scrub_at.slot_class + 1, 0}) {
+    SlotClass& slots = classes[scrub_at.slot_class];
+    for (int64_t at = std::max<int64_t>(scrub_at.slot, 0);
+         at < static_cast<int64_t>(slots.copies.size()); ++at) {
+      ExpertCopy& copy = slots.copies[static_cast<size_t>(at)];
+      if (copy.state != CopyState::ready) continue;
+      ++copy.leases;
+      StoreLayer* const layer = layers[static_cast<size_t>(copy.layer)].get();
+      *next = {.ref = {scrub_at.slot_class, at},
+               .layer = layer,
+               .need = {copy.expert, copy.version},
+               .bytes = {slots.pool->address(at), compute_of(*layer, copy.expert).layout.bytes},
+               .digest = copy.digest};
+      scrub_at.slot = at + 1;
+      return true;
+    }
+  }
+  scrub_at = {};
+  return false;
+}
+
+// Whether the bytes are those that were verified. Ends the lease.
+Result<bool> ExpertStore::Impl::intact(const Inspected& copy) {
   if (schedule) schedule->point("scrub");
   const Result<uint64_t> now =
-      device ? device->digest(at, bytes) : Result<uint64_t>(XXH3_64bits(at, bytes));
+      device ? device->digest(copy.bytes.data(), copy.bytes.size())
+             : Result<uint64_t>(XXH3_64bits(copy.bytes.data(), copy.bytes.size()));
   {
     auto lock = locked();
-    --copy_at(ref).leases;
+    --copy_at(copy.ref).leases;
     ++changes;
   }
   changed.notify_all();
   if (!now.ok()) return now.status();
-  return *now == digest;
+  return *now == copy.digest;
 }
 
 // Kernels of a resident layer on a GPU find every expert: one that cannot be read again stays as it
@@ -32,66 +56,70 @@ bool ExpertStore::Impl::stays(CopyRef ref) const {
   return device && !slots.paged() && !slots.pool->moving();
 }
 
-// A fresh copy takes the place of `ref`; if none can be read, a routed expert is without one.
-Status ExpertStore::Impl::repair(CopyRef ref, int64_t end_ns) {
-  bool shared;
-  {
-    auto lock = locked();
-    shared = copy_at(ref).expert == kSharedExpert;
-  }
-  return shared ? replace_shared(ref, end_ns) : replace(ref, end_ns);
+// A fresh copy takes the place of `bad`; if none can be read, a routed expert is without one.
+Status ExpertStore::Impl::repair(const Inspected& bad, int64_t end_ns) {
+  return bad.need.expert == kSharedExpert ? replace_shared(bad, end_ns) : replace(bad, end_ns);
 }
 
-// Begins a move that fills a copy of what `ref` holds. False if it went by itself. Inside the gate.
-bool ExpertStore::Impl::begin_replacement(CopyRef ref) {
+// Begins a move that fills another copy. False if `bad` went by itself: its slot may hold anything
+// since the lease ended. Inside the gate.
+bool ExpertStore::Impl::begin_replacement(const Inspected& bad) {
   auto lock = locked();
-  const ExpertCopy& copy = copy_at(ref);
   begin_move(1);
-  if (copy.state != CopyState::ready) return false;
-  move.filling.push_back({.layer = layers[static_cast<size_t>(copy.layer)].get(),
-                          .need = {copy.expert, copy.version}});
+  const ExpertCopy& copy = copy_at(bad.ref);
+  if (copy.state != CopyState::ready || copy.layer != static_cast<int32_t>(bad.layer->index) ||
+      Need{copy.expert, copy.version} != bad.need)
+    return false;
+  move.filling.push_back({.layer = bad.layer, .need = bad.need});
   return true;
 }
 
-Status ExpertStore::Impl::replace(CopyRef ref, int64_t end_ns) {
+// Beside the bad copy, or in its place where there is no slot for both.
+Status ExpertStore::Impl::replace(const Inspected& bad, int64_t end_ns) {
   const FifoGate::Turn turn(gate, services.clock(), end_ns, schedule);
   if (!turn.entered())
     return Status(StatusCode::deadline_exceeded, "the deadline passed before a repair's turn");
-  if (!begin_replacement(ref)) return {};
-  const Status status = fill(move, end_ns, options.io_threads);
-  if (!status.ok() && stays(ref)) return status;
-  const Move::Filling& fresh = move.filling.front();
+  if (!begin_replacement(bad)) return {};
+  Status status = fill(move, end_ns, options.io_threads);
+  if (!status.ok() && stays(bad.ref)) return status;
   {
     auto lock = locked();
-    transition(copy_at(ref), CopyState::draining);
-    if (!status.ok())
-      classes[ref.slot_class].residency->drop({fresh.layer->spec.layer, fresh.need.expert},
-                                              fresh.need.version);
-    move.leaving.push_back(ref);
+    transition(copy_at(bad.ref), CopyState::draining);
+    move.leaving.push_back(bad.ref);
   }
   const Status drained = drain(move, end_ns);
+  if (!drained.ok()) {  // it stays until a later move, or until a fresh copy comes
+    auto lock = locked();
+    copy_at(bad.ref).late = true;
+    ++classes[bad.ref.slot_class].late;
+    return status.ok() ? drained : status;
+  }
+  const bool in_place = status.code() == StatusCode::resource_exhausted;
+  if (in_place) status = fill(move, end_ns, options.io_threads);
   auto lock = locked();
-  keep(move);
-  return status.ok() ? drained : status;
+  if (!status.ok())
+    forget(*bad.layer, bad.need);
+  else if (in_place)
+    status = publish(*bad.layer);
+  return status;
 }
 
 // Forwards may read a shared expert between their waves, so the old copy goes when they have ended.
-Status ExpertStore::Impl::replace_shared(CopyRef ref, int64_t end_ns) {
+Status ExpertStore::Impl::replace_shared(const Inspected& bad, int64_t end_ns) {
+  MOE_RETURN_IF_ERROR(make_room(bad.layer->shared, 1, 0, end_ns));
   {
     const FifoGate::Turn turn(gate, services.clock(), end_ns, schedule);
     if (!turn.entered())
       return Status(StatusCode::deadline_exceeded, "the deadline passed before a repair's turn");
-    if (!begin_replacement(ref)) return {};
+    if (!begin_replacement(bad)) return {};
     MOE_RETURN_IF_ERROR(fill(move, end_ns, options.io_threads));  // else nothing can replace it
-    const Move::Filling& fresh = move.filling.front();
-    MOE_RETURN_IF_ERROR(
-        renew_block(*fresh.layer, fresh.need.version, &copy_at({ref.slot_class, fresh.slot})));
+    MOE_RETURN_IF_ERROR(renew_block(*bad.layer, bad.need.version, move.filling.front().slot));
   }
   return leave_old(end_ns);
 }
 
-// The versions that name the old shared expert name the fresh one.
-Status ExpertStore::Impl::renew_block(StoreLayer& layer, uint32_t number, const ExpertCopy* fresh) {
+// The versions that name the old shared expert name the one in slot `fresh`.
+Status ExpertStore::Impl::renew_block(StoreLayer& layer, uint32_t number, int64_t fresh) {
   std::shared_ptr<Version> version;
   {
     auto lock = locked();
@@ -135,44 +163,20 @@ Result<ScrubReport> ExpertStore::Impl::scrub(int64_t max_bytes, int64_t deadline
   ScrubReport report;
   Status status;
   while (status.ok() && (max_bytes <= 0 || report.bytes < max_bytes)) {
-    CopyRef ref = scrub_at;
-    uint64_t digest = 0;
-    const std::byte* at = nullptr;
-    size_t bytes = 0;
-    int32_t layer = -1, expert = -1;
-    {
-      auto lock = locked();
-      if (ref.slot_class >= classes.size()) {
-        scrub_at = {};
-        report.wrapped = true;
-        break;
-      }
-      SlotClass& slots = classes[ref.slot_class];
-      ref.slot = std::max<int64_t>(ref.slot, 0);
-      if (ref.slot >= static_cast<int64_t>(slots.copies.size())) {
-        scrub_at = {ref.slot_class + 1, 0};
-        continue;
-      }
-      scrub_at = {ref.slot_class, ref.slot + 1};
-      ExpertCopy& copy = copy_at(ref);
-      if (copy.state != CopyState::ready) continue;
-      ++copy.leases;
-      digest = copy.digest;
-      at = slots.pool->address(ref.slot);
-      layer = layers[static_cast<size_t>(copy.layer)]->spec.layer;
-      expert = copy.expert;
-      bytes = compute_of(*layers[static_cast<size_t>(copy.layer)], expert).layout.bytes;
-    }
+    Inspected copy;
+    report.wrapped = !inspect_next(&copy);
+    if (report.wrapped) break;
     ++report.copies;
-    report.bytes += static_cast<int64_t>(bytes);
-    const Result<bool> same = intact(ref, digest, at, bytes);
+    report.bytes += static_cast<int64_t>(copy.bytes.size());
+    const Result<bool> same = intact(copy);
     status = same.status();
     if (!same.ok() || *same) continue;
     ++report.found;
+    const int32_t layer = copy.layer->spec.layer, expert = copy.need.expert;
     tell(StoreEventKind::scrub_found, layer, expert,
          Status(StatusCode::data_loss, "a slot's bytes are not those that were verified",
                 {.layer = layer, .expert = expert}));
-    const Status repaired = repair(ref, end_ns);
+    const Status repaired = repair(copy, end_ns);
     report.repaired += repaired.ok();
     tell(repaired.ok() ? StoreEventKind::scrub_repaired : StoreEventKind::scrub_failed, layer,
          expert, repaired);

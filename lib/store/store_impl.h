@@ -42,7 +42,7 @@ struct SlotClass {
   std::unique_ptr<Residency> residency;    // of the routed copies; null if there are none
   std::vector<ExpertCopy> copies;          // by slot
   Thrash thrash;
-  int64_t late = 0;  // copies that are still being filled, or were, after their move had ended
+  int64_t late = 0;  // copies that are so
 
   bool paged() const { return residency && residency->slots() < wanted; }
 };
@@ -123,6 +123,15 @@ struct Move {
   void reserve(size_t count) { leaving.reserve(count), filling.reserve(count); }
 };
 
+// A ready copy as a scrub found it.
+struct Inspected {
+  CopyRef ref;
+  StoreLayer* layer = nullptr;
+  Need need;
+  std::span<const std::byte> bytes;
+  uint64_t digest = 0;
+};
+
 struct ExpertStore::Impl {
   Impl(const WeightSource& weight_source, ExpertStoreOptions store_options, Services resolved)
       : source(weight_source), options(std::move(store_options)), services(std::move(resolved)) {}
@@ -132,7 +141,10 @@ struct ExpertStore::Impl {
   using DeviceMaker = decltype(&open_cuda_store);
   static Result<std::unique_ptr<Impl>> open(const WeightSource& source,
                                             const ExpertStoreOptions& options,
-                                            DeviceMaker make_device);
+                                            DeviceMaker make_device, Schedule* schedule = nullptr);
+  // As ExpertStore::open, with threads that a test schedules; null: with its own.
+  static Result<ExpertStore> open_scheduled(const WeightSource& source,
+                                            const ExpertStoreOptions& options, Schedule* schedule);
 
   // ---- for forwards
 
@@ -209,7 +221,8 @@ struct ExpertStore::Impl {
   // Reads, packs and verifies an expert into `slot`; its digest. Changes nothing else.
   Result<uint64_t> pack(const StoreLayer& layer, int32_t expert, const Version& version,
                         std::byte* slot);
-  Status load(StoreLayer& layer, Need need, int64_t slot) noexcept;
+  Status load(StoreLayer& layer, Need need, int64_t slot,
+              std::shared_ptr<Version> version) noexcept;
   Result<int64_t> take_slot(StoreLayer& layer, Need need);  // with the mutex; state loading
   void free_slot(CopyRef ref);                              // with the mutex; state empty
 
@@ -218,6 +231,9 @@ struct ExpertStore::Impl {
   void begin_move(size_t count);
   // Gives back what late fills left.
   void settle_late();
+  void settle_late(CopyRef ref);
+  void forget(const StoreLayer& layer, Need need);
+  bool has_other(const StoreLayer& layer, const ExpertCopy& copy) const;
   // So that publish() allocates nothing on the host.
   void reserve_tables();
   // A table of the copies that are ready now becomes the newest; the old one is retired.
@@ -235,6 +251,7 @@ struct ExpertStore::Impl {
     if (schedule) schedule->point("lock");
     return std::unique_lock(mutex);
   }
+  bool breaks(Rule rule) const { return schedule && schedule->breaks(rule); }
   // Until ready(), which is pure and needs the mutex, holds; deadline_exceeded if end_ns passes.
   // Whoever makes it hold notifies `changed`.
   template <class Ready>
@@ -263,6 +280,7 @@ struct ExpertStore::Impl {
       const std::shared_ptr<Version>& version);
   Status switch_to(AllVersions next, double next_share, const AllVersions& before, int64_t end_ns);
   Status return_to(const AllVersions& then, int64_t end_ns);
+  Status settle_for(AllVersions wanted, const AllVersions& otherwise, int64_t end_ns);
   Status return_at_once(AllVersions then, int64_t end_ns);
   Status return_by_pieces(AllVersions then, int64_t end_ns);
   std::vector<Need> needs_of(StoreLayer& layer, const LayerVersions& then, bool ready) const;
@@ -289,7 +307,7 @@ struct ExpertStore::Impl {
       StoreLayer& layer, const std::shared_ptr<const LayerVersions>& then, int64_t end_ns);
   void trim();
   Result<std::shared_ptr<const LayerBlock>> make_block(StoreLayer& layer, const Version& version,
-                                                       const ExpertCopy* shared);
+                                                       int64_t shared_slot);
   // The same layers as this store's, or invalid_argument.
   Status check_layers(const WeightSource& from) const;
   std::shared_ptr<Version> add_version(uint32_t number, const WeightSource& from);
@@ -299,13 +317,14 @@ struct ExpertStore::Impl {
   Status shrink(SlotClass& slots, int64_t end_ns);
   Result<ScrubReport> scrub(int64_t max_bytes, int64_t deadline_ns);
   bool stays(CopyRef ref) const;
-  Result<bool> intact(CopyRef ref, uint64_t digest, const std::byte* at, size_t bytes);
   Status start_scrubber();
-  Status repair(CopyRef ref, int64_t end_ns);
-  bool begin_replacement(CopyRef ref);
-  Status replace(CopyRef ref, int64_t end_ns);
-  Status replace_shared(CopyRef ref, int64_t end_ns);
-  Status renew_block(StoreLayer& layer, uint32_t number, const ExpertCopy* fresh);
+  bool inspect_next(Inspected* next);
+  Result<bool> intact(const Inspected& copy);
+  Status repair(const Inspected& bad, int64_t end_ns);
+  bool begin_replacement(const Inspected& bad);
+  Status replace(const Inspected& bad, int64_t end_ns);
+  Status replace_shared(const Inspected& bad, int64_t end_ns);
+  Status renew_block(StoreLayer& layer, uint32_t number, int64_t fresh);
 
   // Tells the host; never call it with the mutex.
   void tell(StoreEventKind kind, int32_t layer, int32_t expert, const Status& status) const {
@@ -327,8 +346,10 @@ struct ExpertStore::Impl {
   ExpertCopy& copy_at(CopyRef ref) {
     return classes[ref.slot_class].copies[static_cast<size_t>(ref.slot)];
   }
-  // The copy of that version, or null. Prefers one that is ready.
+  // The copy of that version, or null. Prefers one that is ready. Valid while the mutex is held.
   ExpertCopy* find_copy(const StoreLayer& layer, Need need) const;
+  // The slot of the ready copy of that version, or -1. Takes the mutex.
+  int64_t ready_slot(const StoreLayer& layer, Need need) const;
   int64_t slot_of(const Compute& compute, const ExpertCopy& copy) const {
     return &copy - classes[compute.slot_class].copies.data();
   }

@@ -24,11 +24,8 @@ Result<std::shared_ptr<const LayerVersions>> ExpertStore::Impl::next_versions(
   auto next = std::make_shared<LayerVersions>(*layer.serving);
   for (const int32_t e : experts) next->experts[static_cast<size_t>(e)] = version->number;
   if (block) {
-    const ExpertCopy* shared = nullptr;
-    if (layer.shared.gemm) {
-      auto lock = locked();
-      shared = find_copy(layer, {kSharedExpert, version->number});
-    }
+    const int64_t shared =
+        layer.shared.gemm ? ready_slot(layer, {kSharedExpert, version->number}) : -1;
     MOE_ASSIGN_OR_RETURN(next->block, make_block(layer, *version, shared));
   }
   next->sources.push_back(version);
@@ -157,6 +154,7 @@ Status ExpertStore::Impl::wait_for_old_forwards(int64_t end_ns) {
       return Status(StatusCode::deadline_exceeded, "the deadline passed before a table's turn");
     MOE_RETURN_IF_ERROR(wait_for_grace(end_ns));
   }
+  if (breaks(Rule::wait_for_versions)) return {};
   return wait(
       [&] {
         std::erase_if(old_versions, [](const auto& old) { return !held(old.lock()); });
@@ -190,9 +188,8 @@ Status ExpertStore::Impl::sweep(bool kept, int64_t end_ns) {
         if (!twin && (names(layer.serving, copy, slot) || names(layer.candidate, copy, slot) ||
                       (keeps && names(layer.previous, copy, slot))))
           continue;
-        if (routed && !twin)
-          classes[c].residency->drop({layer.spec.layer, copy.expert}, copy.version);
         transition(copy, CopyState::draining);
+        if (routed) forget(layer, need);
         move.leaving.push_back({c, slot});
       }
   }
@@ -207,7 +204,13 @@ Status ExpertStore::Impl::sweep(bool kept, int64_t end_ns) {
 // Afterwards no forward holds anything but what tables name, and only that has slots.
 Status ExpertStore::Impl::leave_old(int64_t end_ns) {
   MOE_RETURN_IF_ERROR(wait_for_old_forwards(end_ns));
-  return sweep(false, end_ns);
+  MOE_RETURN_IF_ERROR(sweep(false, end_ns));
+  // Copies of two versions may have been more than the slots of residents.
+  const FifoGate::Turn turn(gate, services.clock(), end_ns, schedule);
+  MOE_RETURN_IF_ERROR(turn.status());
+  for (SlotClass& slots : classes)
+    if (slots.paged()) MOE_RETURN_IF_ERROR(shrink(slots, end_ns));
+  return {};
 }
 
 void ExpertStore::Impl::trim() {

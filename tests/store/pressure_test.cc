@@ -227,6 +227,25 @@ TEST_CASE("a scrub finds a flipped bit, reloads, reports", "[store][mission-95][
   }
 }
 
+TEST_CASE("a repair needs no free slot", "[store][mission-96]") {
+  Random random(test::seed());
+  World world(random, memory_for(16, 2));
+  world.require_same();
+  // What rollback() would return to has all slots that are left.
+  const SlotPool& pool = *world.impl().classes[world.impl().layers[0]->routed.slot_class].pool;
+  ReloadOptions some;
+  for (int32_t e = 0; e < pool.free(); ++e) some.experts.push_back({0, e});
+  REQUIRE_OK(world.store().reload(world.weights.source(), some).status());
+  REQUIRE(pool.free() == 0);
+  for (const int32_t expert : {0, 5, kSharedExpert}) REQUIRE(world.flip(random, 1, expert));
+  const auto report = world.store().scrub();
+  REQUIRE_OK(report.status());
+  CHECK(report->found == 3);
+  CHECK(report->repaired == report->found);
+  CHECK(world.store().stats().ready == 16);
+  world.require_same();
+}
+
 TEST_CASE("the store scrubs by itself while forwards go on", "[store][mission-96]") {
   Random random(test::seed());
   World base(random, 0);
