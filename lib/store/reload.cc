@@ -105,8 +105,7 @@ Result<uint32_t> ExpertStore::Impl::reload(const WeightSource& from, const Reloa
                   "a version is being tried; end that first with set_share(1) or rollback()");
   MOE_RETURN_IF_ERROR(start_loader());
   // No expert has more than two versions at once: those kept for rollback() are read again then.
-  MOE_RETURN_IF_ERROR(wait_for_old_forwards(end_ns));
-  MOE_RETURN_IF_ERROR(sweep(true, end_ns));
+  MOE_RETURN_IF_ERROR(leave_old(true, end_ns));
 
   std::shared_ptr<Version> version = add_version(newest_version + 1, from);
   version->check_finite = wanted.finite;
@@ -138,13 +137,13 @@ Result<uint32_t> ExpertStore::Impl::reload(const WeightSource& from, const Reloa
     version.reset();
     reached.clear();
     before.clear();
-    (void)leave_old(end_ns);
+    (void)leave_old(false, end_ns);
     tell(StoreEventKind::reload_failed, status.place().layer, status.place().expert, status);
     return status;
   }
   older.clear();
   before.clear();
-  (void)leave_old(end_ns);  // whoever is late is waited for by the next call
+  (void)leave_old(false, end_ns);
   tell(StoreEventKind::reload_done, -1, -1, {});
   return version->number;
 }
@@ -176,11 +175,11 @@ Status ExpertStore::Impl::rollback(int64_t deadline_ns) {
       if (!previous[i]) newer[i].reset();
     set_previous(status.ok() ? newer : previous);
     if (!status.ok()) {
-      (void)leave_old(end_ns);
+      (void)leave_old(false, end_ns);
       return status;
     }
   }
-  (void)leave_old(end_ns);
+  (void)leave_old(false, end_ns);
   tell(StoreEventKind::rollback_done, -1, -1, {});
   return {};
 }
@@ -198,7 +197,7 @@ Status ExpertStore::Impl::set_share(double wanted) {
   for (const auto& layer : layers) next.push_back(layer->candidate);
   MOE_RETURN_IF_ERROR(switch_to(std::move(next), wanted, before, end_ns));
   before.clear();
-  return wanted < 1 ? Status() : leave_old(end_ns);
+  return wanted < 1 ? Status() : leave_old(false, end_ns);
 }
 
 Status ExpertStore::Impl::forget_previous(int64_t deadline_ns) {
@@ -211,7 +210,7 @@ Status ExpertStore::Impl::forget_previous(int64_t deadline_ns) {
     auto lock = locked();
     for (auto& layer : layers) layer->previous.reset();
   }
-  MOE_RETURN_IF_ERROR(sweep(true, end_ns));
+  MOE_RETURN_IF_ERROR(leave_old(true, end_ns));
   trim();
   return {};
 }

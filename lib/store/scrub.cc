@@ -115,7 +115,7 @@ Status ExpertStore::Impl::replace_shared(const Inspected& bad, int64_t end_ns) {
     MOE_RETURN_IF_ERROR(fill(move, end_ns, options.io_threads));  // else nothing can replace it
     MOE_RETURN_IF_ERROR(renew_block(*bad.layer, bad.need.version, move.filling.front().slot));
   }
-  return leave_old(end_ns);
+  return leave_old(false, end_ns);
 }
 
 // The versions that name the old shared expert name the one in slot `fresh`.

@@ -301,7 +301,9 @@ struct ExpertStore::Impl {
   // Waits until no forward holds versions that are not served any more. Outside the gate, for such
   // a forward may wait there.
   Status wait_for_old_forwards(int64_t end_ns);
-  Status leave_old(int64_t end_ns);
+  // Then sweeps, and shrinks every class to its slots: copies of two versions may have been more.
+  // Whoever is late then is waited for by the next reload or forget_previous().
+  Status leave_old(bool kept, int64_t end_ns);
   // `then` again, with its copies of a resident layer, its shared experts and routers.
   Result<std::shared_ptr<const LayerVersions>> revive(
       StoreLayer& layer, const std::shared_ptr<const LayerVersions>& then, int64_t end_ns);

@@ -201,11 +201,9 @@ Status ExpertStore::Impl::sweep(bool kept, int64_t end_ns) {
   return status;
 }
 
-// Afterwards no forward holds anything but what tables name, and only that has slots.
-Status ExpertStore::Impl::leave_old(int64_t end_ns) {
+Status ExpertStore::Impl::leave_old(bool kept, int64_t end_ns) {
   MOE_RETURN_IF_ERROR(wait_for_old_forwards(end_ns));
-  MOE_RETURN_IF_ERROR(sweep(false, end_ns));
-  // Copies of two versions may have been more than the slots of residents.
+  MOE_RETURN_IF_ERROR(sweep(kept, end_ns));
   const FifoGate::Turn turn(gate, services.clock(), end_ns, schedule);
   MOE_RETURN_IF_ERROR(turn.status());
   for (SlotClass& slots : classes)
