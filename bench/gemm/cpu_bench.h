@@ -10,6 +10,7 @@
 #include <numeric>
 #include <random>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include <immintrin.h>
@@ -29,6 +30,21 @@ inline constexpr Shape kShapes[] = {{"olmoe", 64, 8, 2048, 1024},
                                     {"qwen3", 128, 8, 2048, 768},
                                     {"dsv2l", 64, 6, 2048, 1408},
                                     {"mixtral", 8, 2, 4096, 14336}};
+
+// Null: no shape has this name.
+inline const Shape* find_shape(std::string_view name) {
+  const auto* found = std::find_if(std::begin(kShapes), std::end(kShapes),
+                                   [&](const Shape& s) { return name == s.name; });
+  return found == std::end(kShapes) ? nullptr : found;
+}
+
+// "int4", or else bf16.
+inline ExpertSpec expert_spec(const Shape& shape, std::string_view format) {
+  return {.hidden = shape.hidden,
+          .intermediate = shape.intermediate,
+          .format = format == "int4" ? Format{FormatKind::int4, 32, DType::bf16}
+                                     : Format{FormatKind::bf16}};
+}
 inline constexpr size_t kColdBytes = size_t{1} << 30;
 
 inline double seconds() {

@@ -70,15 +70,11 @@ int main(int argc, char** argv) {
   const std::string_view only = argc > 1 ? argv[1] : "olmoe";
   const std::string_view format = argc > 2 ? argv[2] : "bf16";
   const int rounds = argc > 3 ? std::atoi(argv[3]) : 5;
-  const Shape* shape = std::find_if(std::begin(kShapes), std::end(kShapes),
-                                    [&](const Shape& s) { return only == s.name; });
+  const Shape* shape = find_shape(only);
   const int core = core_of(1);
   auto executor = make_executor(2);
-  if (shape == std::end(kShapes) || core < 0 || !executor.ok()) return 2;
-  const ExpertSpec spec{.hidden = shape->hidden,
-                        .intermediate = shape->intermediate,
-                        .format = format == "int4" ? Format{FormatKind::int4, 32, DType::bf16}
-                                                   : Format{FormatKind::bf16}};
+  if (!shape || core < 0 || !executor.ok()) return 2;
+  const ExpertSpec spec = expert_spec(*shape, format);
   const auto gemm = make_expert_gemm({}, spec);
   if (!gemm.ok()) return 1;
   const size_t slot = (*gemm)->layout(spec).bytes;
