@@ -19,12 +19,6 @@ std::vector<char> read(const AddressRange& range, size_t offset, size_t bytes) {
   return out;
 }
 
-size_t free_on_device() {
-  size_t free = 0, total = 0;
-  MOE_CHECK(cudaMemGetInfo(&free, &total));
-  return free;
-}
-
 }  // namespace
 
 TEST_CASE("memory comes and goes below addresses that stay", "[cuda][moving]") {

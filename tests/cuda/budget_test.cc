@@ -12,12 +12,6 @@ using moe::test::RandomModel;
 using moe::test::skip;
 using HostRows = moe::test::Rows;
 
-size_t free_on_device() {
-  size_t free = 0, total = 0;
-  MOE_CHECK(cudaMemGetInfo(&free, &total));
-  return free;
-}
-
 }  // namespace
 
 TEST_CASE("the budget of a paged model on a GPU moves", "[cuda][moving]") {

@@ -26,6 +26,12 @@ T must(Result<T> result) {
   return *std::move(result);
 }
 
+inline size_t free_on_device() {
+  size_t free = 0, total = 0;
+  MOE_CHECK(cudaMemGetInfo(&free, &total));
+  return free;
+}
+
 struct OwnStream {
   OwnStream() { MOE_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking)); }
   ~OwnStream() { cudaStreamDestroy(stream); }
