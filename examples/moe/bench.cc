@@ -30,8 +30,8 @@ struct Options {
   bool no_shared = false;
   std::vector<int64_t> tokens = {1, 4, 16, 64, 256};
   int threads = 0;
-  std::string format;  // empty: as the weights come
-  int32_t group = 0;
+  std::string format;  // of kFormats; empty: as the weights come
+  int32_t group = 0;   // 0: the format's own
   std::string row_type = "f32";
   bool json = false;
 };
@@ -164,10 +164,42 @@ void print_text(const Answer& answer) {
         point.gflops() / peaks.fma_gflops, 100 * peaks.roofline_fraction(point, answer.weights));
 }
 
+// What --format can ask for, each with its usual group.
+constexpr struct {
+  const char* name;
+  Format format;
+} kFormats[] = {{"f32", {FormatKind::f32}},
+                {"f16", {FormatKind::f16}},
+                {"bf16", {FormatKind::bf16}},
+                {"fp8", {FormatKind::fp8_block, 128}},
+                {"int8", {FormatKind::int8, 0, DType::bf16}},
+                {"int4", {FormatKind::int4, 32, DType::bf16}}};
+
+std::vector<std::string> format_names() {
+  std::vector<std::string> names;
+  for (const auto& row : kFormats) names.emplace_back(row.name);
+  return names;
+}
+
+// What --format asks for; none: as the weights come.
+std::optional<Format> wanted_format(const Options& options) {
+  for (const auto& row : kFormats) {
+    if (options.format != row.name) continue;
+    Format format = row.format;
+    if (options.group != 0) format.group = options.group;
+    return format;
+  }
+  return std::nullopt;
+}
+
 // Enough copies of the layer that their weights pass through no cache, if memory allows.
-Result<SyntheticSpec> rotated(SyntheticSpec spec) {
-  const double layer = 3.0 * bits_of(spec.dtype) / 8 * spec.experts *
-                       static_cast<double>(spec.hidden) * static_cast<double>(spec.intermediate);
+Result<SyntheticSpec> rotated(SyntheticSpec spec, const std::optional<Format>& kept) {
+  const ExpertSpec expert{
+      .hidden = spec.hidden, .intermediate = spec.intermediate, .format = kept.value_or(Format{})};
+  const double bytes =
+      kept ? expert_bytes(expert)
+           : 3.0 * bits_of(spec.dtype) / 8 * static_cast<double>(spec.hidden * spec.intermediate);
+  const double layer = spec.experts * bytes;
   const double memory = 0.8 * static_cast<double>(available_memory());
   if (layer > memory)
     return Status(
@@ -188,7 +220,7 @@ Result<std::unique_ptr<WeightSource>> open_source(const Options& options) {
   }
   const SyntheticSpec spec = make_spec(options.spec);
   if (options.spec.layers) return make_synthetic(spec);
-  const Result<SyntheticSpec> copies = rotated(spec);
+  const Result<SyntheticSpec> copies = rotated(spec, wanted_format(options));
   if (!copies.ok()) return copies.status();
   return make_synthetic(*copies);
 }
@@ -265,22 +297,14 @@ Status bench_gpu(const Options& options, Device device, const std::string& like)
   return {};
 }
 
-// What --format asks for; none: as the weights come.
-std::optional<Format> packed_format(const Options& options) {
-  if (options.format.empty()) return std::nullopt;
-  const bool int4 = options.format == "int4";
-  Format format{int4 ? FormatKind::int4 : FormatKind::int8, options.group, DType::bf16};
-  if (int4 && options.group == 0) format.group = 32;
-  return format;
-}
-
 Status bench(Options& options) {
   if (options.checkpoint.empty() && options.spec.like.empty()) options.spec.like = "olmoe-1b-7b";
   const std::string like = options.checkpoint.empty() ? options.spec.like : options.checkpoint;
   const Device device = parse_device(options.device);
   if (device.kind == DeviceKind::cuda) return bench_gpu(options, device, like);
   if (options.no_shared) wrong_usage("--no-shared goes with --device cuda:N");
-  if (options.group != 0 && options.format.empty()) wrong_usage("--group goes with --format");
+  if (options.group != 0 && options.format != "int8" && options.format != "int4")
+    wrong_usage("--group goes with --format int8 or int4");
   const Result<std::unique_ptr<WeightSource>> opened = open_source(options);
   if (!opened.ok()) return opened.status();
   const WeightSource& source = **opened;
@@ -288,7 +312,7 @@ Status bench(Options& options) {
   Result<std::unique_ptr<Executor>> executor = make_executor(options.threads);
   if (!executor.ok()) return executor.status();
   ProgressBar bar("loading weights");
-  Result<Model> model = Model::create(source, {.format = packed_format(options),
+  Result<Model> model = Model::create(source, {.format = wanted_format(options),
                                                .gemm = options.gemm,
                                                .gemm_options = {parse_rows(options.row_precision)},
                                                .host = {.executor = executor->get()},
@@ -336,8 +360,10 @@ void add_bench(CLI::App& app, Global& global) {
                    "Least exact rows that meet the weights: exact is f32 (GPU: bf16)")
       ->check(CLI::IsMember(row_precisions()))
       ->capture_default_str();
-  command->add_option("--format", options->format, "CPU: quantise the experts to int8 or int4")
-      ->check(CLI::IsMember({"int8", "int4"}));
+  command
+      ->add_option("--format", options->format,
+                   "CPU: keep the experts so; fp8, int8 and int4 quantise them")
+      ->check(CLI::IsMember(format_names()));
   command
       ->add_option("--group", options->group,
                    "Inputs that share a scale; 0: int8 whole rows, int4 32")

@@ -14,8 +14,9 @@ bool is_integer(const Format& format) {
   return format.kind == FormatKind::int8 || format.kind == FormatKind::int4;
 }
 
-// Scales and zero points included.
-double bytes_of(const ExpertSpec& spec) {
+}  // namespace
+
+double expert_bytes(const ExpertSpec& spec) {
   const Format& format = spec.format;
   double bits = 16;
   if (format.kind == FormatKind::f32) bits = 32;
@@ -29,8 +30,6 @@ double bytes_of(const ExpertSpec& spec) {
     bits += scale_bits / (format.group * format.group);
   return weights_of(spec) * bits / 8;
 }
-
-}  // namespace
 
 Work work_of(const LayerSpec& layer, std::span<const int32_t> ids, int64_t rows, bool shared) {
   constexpr double kRouterBytes = 2;  // of a weight
@@ -46,10 +45,10 @@ Work work_of(const LayerSpec& layer, std::span<const int32_t> ids, int64_t rows,
   Work work;
   work.flops = 2 * (static_cast<double>(pairs) * weights_of(layer.expert) + count * router);
   work.weight_bytes =
-      static_cast<double>(active.size()) * bytes_of(layer.expert) + kRouterBytes * router;
+      static_cast<double>(active.size()) * expert_bytes(layer.expert) + kRouterBytes * router;
   if (shared && layer.shared) {
     work.flops += 2 * count * weights_of(layer.shared->expert);
-    work.weight_bytes += bytes_of(layer.shared->expert);
+    work.weight_bytes += expert_bytes(layer.shared->expert);
   }
   return work;
 }

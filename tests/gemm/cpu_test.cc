@@ -51,6 +51,24 @@ TEST_CASE("same bits for 1, 2, 3 and 8 threads, and one expert after the other",
   }
 }
 
+TEST_CASE("each instruction set, forced: same bits for 1, 2, 3 and 8 threads",
+          "[gemm][mission-30][mission-31]") {
+  for (const Format& format : kFormats) {
+    const Prepared prepared = prepare(odd_problem(format));
+    const auto best = cpu::make_gemm(cpu::best_kernels(), RowPrecision::exact);
+    const Slots slots(*best, prepared);
+    const auto expected = run(*best, prepared, slots);
+    for (const cpu::Kernels& kernels : cpu::all_kernels()) {
+      if (!kernels.available()) continue;
+      const auto forced = cpu::make_gemm(kernels, RowPrecision::exact);
+      for (int threads : {1, 2, 3, 8}) {
+        INFO(kernels.name << ", " << threads << " threads: " << describe(prepared.problem));
+        CHECK(same_bits(run(*forced, prepared, slots, {.threads = threads}), expected));
+      }
+    }
+  }
+}
+
 TEST_CASE("run() allocates nothing", "[gemm][mission-36]") {
   const auto gemm = cpu::make_gemm(cpu::best_kernels());
   auto executor = make_executor(2);

@@ -97,7 +97,9 @@ TEST_CASE("integer weights: a row alone and among others has the same bits", "[g
   }
 }
 
-TEST_CASE("integer weights: every instruction set of this machine gives the same bits", "[gemm]") {
+TEST_CASE(
+    "integer weights: each instruction set, forced, gives the same bits for 1, 2, 3, 8 threads",
+    "[gemm][mission-30][mission-42][mission-43]") {
   for (RowPrecision rows : kPrecisions)
     for (const Format& format : integer_formats()) {
       Problem problem = odd_problem(format);
@@ -111,6 +113,8 @@ TEST_CASE("integer weights: every instruction set of this machine gives the same
         INFO(kernels.name << ": " << describe(problem));
         const auto other = cpu::make_quant_gemm(kernels, cpu::best_kernels(), rows);
         CHECK(same_bits(run(*other, prepared, slots), expected));
+        for (int threads : {1, 2, 3, 8})
+          CHECK(same_bits(run(*other, prepared, slots, {.threads = threads}), expected));
       }
     }
 }

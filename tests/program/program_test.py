@@ -230,14 +230,17 @@ def bench():
                       "--tokens", 3, "--threads", 2, "--row-type", "bf16")
     assert answer["row_type"] == "bf16" and answer["points"][0]["us"] > 0
     moe("bench", "--row-type", "int8", code=2)
-    for dtype, options in (("int8", ()), ("int4", ("--group", 64))):
+    for dtype, options in (("f32", ()), ("f16", ()), ("bf16", ("--dtype", "f32")), ("fp8", ()),
+                           ("int8", ()), ("int4", ("--group", 64))):
         answer = moe_json("bench", "--experts", 4, "--top-k", 2, "--hidden", 64, "--intermediate",
                           64, "--tokens", "3", "--threads", 2, "--format", dtype, *options)
         assert answer["limits"]["int8_dot_gops"] >= 0 and answer["limits"]["int4_dot_gops"] >= 0
-        assert [point["dtype"] for point in answer["points"]] == [dtype]
+        kind = "fp8_block" if dtype == "fp8" else dtype
+        assert [point["dtype"] for point in answer["points"]] == [kind]
         assert answer["points"][0]["weight_gbs"] > 0
     moe("bench", "--format", "int5", code=2)
     moe("bench", "--group", "32", code=2)
+    moe("bench", "--format", "f16", "--group", "32", code=2)
 
 
 def plan():
