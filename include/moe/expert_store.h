@@ -272,7 +272,8 @@ class MOE_API ExpertStore {
   // read once and takes its old copy's place if the step is ReloadStep::expert; in larger steps as
   // far as the spare slots hold both. The others are read once to verify them, and again when they
   // are needed. On an error nothing changed. Returns the number of the new version. `from` must
-  // have the same layers; it must stay readable as long as versions() lists it.
+  // have the same layers, in the same formats unless ExpertStoreOptions::format converts them (else
+  // invalid_argument says what differs); it must stay readable as long as versions() lists it.
   Result<uint32_t> reload(const WeightSource& from, const ReloadOptions& options = {});
 
   // With a candidate (ReloadOptions::share): it goes. Otherwise the versions before the last reload

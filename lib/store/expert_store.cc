@@ -5,36 +5,10 @@
 #include "core/error.h"
 #include "store/finite_source.h"
 #include "store/layer_block.h"
+#include "store/layer_specs.h"
 #include "store/store_impl.h"
 
 namespace moe {
-namespace {
-
-// The specs of `wanted` (all if empty), or invalid_argument; experts in `format` if it is given.
-Result<std::vector<LayerSpec>> choose_layers(const WeightSource& source,
-                                             const std::vector<int32_t>& wanted,
-                                             const std::optional<Format>& format) {
-  std::vector<LayerSpec> chosen;
-  for (const LayerSpec& spec : source.layers())
-    if (wanted.empty() || std::find(wanted.begin(), wanted.end(), spec.layer) != wanted.end())
-      chosen.push_back(spec);
-  for (int32_t layer : wanted)
-    if (std::none_of(chosen.begin(), chosen.end(), [&](auto& s) { return s.layer == layer; }))
-      return invalid_argument({.file = source.name(), .layer = layer},
-                              "layer {} was asked for but is not an MoE layer of {}", layer,
-                              source.name());
-  if (chosen.empty())
-    return invalid_argument({.file = source.name()}, "{} has no MoE layers", source.name());
-  for (LayerSpec& spec : chosen) {
-    if (format) spec.expert.format = *format;
-    if (format && spec.shared) spec.shared->expert.format = *format;
-    MOE_RETURN_IF_ERROR(validate(spec));
-  }
-  return chosen;
-}
-
-}  // namespace
-
 ExpertStore::Impl::~Impl() {
   for (auto& layer : layers) delete layer->table.load();
 }

@@ -5,6 +5,7 @@
 
 #include "core/error.h"
 #include "core/parallel.h"
+#include "store/layer_specs.h"
 #include "store/snapshot_file.h"
 #include "store/store_impl.h"
 
@@ -74,7 +75,8 @@ StoreSnapshot ExpertStore::Impl::begin_anew() const {
 Status ExpertStore::Impl::add_versions(const StoreSnapshot& first) {
   MOE_ASSIGN_OR_RETURN(const auto sources, sources_of(first, options.restore, source));
   for (size_t i = 0; i < sources.size(); ++i) {
-    if (sources[i] != &source) MOE_RETURN_IF_ERROR(check_layers(*sources[i]));
+    if (sources[i] != &source)
+      MOE_RETURN_IF_ERROR(check_same_layers(*sources[i], specs, options.format));
     add_version(first.versions[i].version, *sources[i]);
   }
   newest_version = first.newest;

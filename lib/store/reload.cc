@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "store/layer_specs.h"
 #include "store/store_impl.h"
 
 namespace moe {
@@ -66,24 +67,6 @@ std::vector<std::vector<LayerTarget>> steps_of(std::vector<LayerTarget> targets,
 
 }  // namespace
 
-Status ExpertStore::Impl::check_layers(const WeightSource& from) const {
-  for (const LayerSpec& spec : specs) {
-    const auto& theirs = from.layers();
-    const auto same = std::find_if(theirs.begin(), theirs.end(),
-                                   [&](const LayerSpec& s) { return s.layer == spec.layer; });
-    if (same == theirs.end())
-      return invalid_argument({.file = from.name(), .layer = spec.layer},
-                              "{} has no MoE layer {}; a reload needs the same layers", from.name(),
-                              spec.layer);
-    if (!(*same == spec))
-      return invalid_argument({.file = from.name(), .layer = spec.layer},
-                              "layer {} of {} has another shape, format or routing rule than the "
-                              "one that serves; open a store for it",
-                              spec.layer, from.name());
-  }
-  return {};
-}
-
 Result<uint32_t> ExpertStore::Impl::reload(const WeightSource& from, const ReloadOptions& wanted) {
   const int64_t end_ns =
       services.clock().now_ns() + (wanted.deadline_ns > 0 ? wanted.deadline_ns : kReloadDeadlineNs);
@@ -95,7 +78,7 @@ Result<uint32_t> ExpertStore::Impl::reload(const WeightSource& from, const Reloa
   if (wanted.share < 1 && (wanted.step != ReloadStep::all || device))
     return invalid_argument({}, "a share of {} needs ReloadStep::all and a store on the CPU",
                             wanted.share);
-  MOE_RETURN_IF_ERROR(check_layers(from));
+  MOE_RETURN_IF_ERROR(check_same_layers(from, specs, options.format));
   MOE_ASSIGN_OR_RETURN(auto targets, find_targets(*this, wanted.experts));
   const FifoGate::Turn turn(admin, services.clock(), end_ns, schedule);
   if (!turn.entered())

@@ -310,8 +310,6 @@ struct ExpertStore::Impl {
   void trim();
   Result<std::shared_ptr<const LayerBlock>> make_block(StoreLayer& layer, const Version& version,
                                                        int64_t shared_slot);
-  // The same layers as this store's, or invalid_argument.
-  Status check_layers(const WeightSource& from) const;
   std::shared_ptr<Version> add_version(uint32_t number, const WeightSource& from);
   std::shared_ptr<Version> find_version(uint32_t number) const;  // with the mutex
 

@@ -219,6 +219,77 @@ TEST_CASE("a bad source changes nothing", "[store][mission-93][mission-96]") {
   }
 }
 
+TEST_CASE("a store that keeps another format than its source reloads as it was opened",
+          "[store][mission-46][mission-103]") {
+  Random random(test::seed());
+  const Worlds worlds(random);
+  const Rows hidden(random, 17, 24, DType::f32);
+  for (const FormatKind kind : {FormatKind::int8, FormatKind::bf16}) {
+    const Format format{kind, 0};
+    LayerSpec kept = small_layer(0);
+    kept.expert.format = kept.shared->expert.format = format;
+    const auto opened = [&](const WeightSource& source, size_t memory = 0) {
+      return open(source, {.expert_memory = memory, .format = format});
+    };
+    Model old_answers = opened(worlds.older());
+    for (const bool paged : {false, true})
+      for (const ReloadStep step : {ReloadStep::all, ReloadStep::layer, ReloadStep::expert})
+        for (const auto& experts : std::vector<std::vector<ExpertId>>{{{0, 3}}, {}}) {
+          CAPTURE(to_string(kind), paged, static_cast<int>(step), experts.size());
+          const MixedSource mixed(worlds.older(), worlds.newer(), experts);
+          Model new_answers = opened(experts.empty() ? worlds.newer() : mixed);
+          Model model = opened(worlds.older(), paged ? memory_for(5, 2, kept) : 0);
+          REQUIRE_OK(model.store().reload(worlds.newer(), {experts, step}).status());
+          require_same(model, new_answers, hidden);
+          REQUIRE_OK(model.store().scrub().status());
+          REQUIRE_OK(model.store().rollback());
+          require_same(model, old_answers, hidden);
+          const NanSource bad(worlds.newer(), {0, WeightKind::down, 3});
+          CHECK(model.store().reload(bad, {experts, step}).status().code() ==
+                StatusCode::data_loss);
+          require_same(model, old_answers, hidden);
+        }
+  }
+}
+
+TEST_CASE("what differs between a source and the store is said", "[store][mission-93]") {
+  Random random(test::seed());
+  const Worlds worlds(random);
+  const Rows hidden(random, 17, 24, DType::f32);
+  const auto refuses = [&](Model& model, Model& answers, const LayerSpec& first,
+                           std::string_view wanted) {
+    const MemoryWeights other({first, kLayers[1]});  // refused before anything is read
+    const Status status = model.store().reload(other).status();
+    INFO(status.message());
+    CHECK(status.code() == StatusCode::invalid_argument);
+    CHECK(status.place().layer == 0);
+    CHECK(status.message().find(wanted) != std::string_view::npos);
+    require_same(model, answers, hidden);
+  };
+  LayerSpec wide = small_layer(0), shared_wide = wide, other_rule = wide, half = wide, plain = wide;
+  wide.expert.intermediate = 28;
+  shared_wide.shared->expert.intermediate = 16;
+  other_rule.router.scoring = Scoring::sigmoid;
+  half.expert.format = {FormatKind::bf16, 0};
+  plain.shared.reset();
+  for (const auto& format : {std::optional<Format>(), std::optional(Format{FormatKind::int8, 0})}) {
+    Model model = open(worlds.older(), {.format = format});
+    Model answers = open(worlds.older(), {.format = format});
+    refuses(model, answers, wide,
+            "8 experts of 24 x 28 silu, top 2, a shared one of 12, the one that serves 8 experts "
+            "of 24 x 20 silu, top 2, a shared one of 12");
+    refuses(model, answers, shared_wide, "a shared one of 16");
+    refuses(model, answers, plain, "has 8 experts of 24 x 20 silu, top 2, the one that serves");
+    refuses(model, answers, other_rule, "has another routing rule or kind of expert");
+  }
+  Model model = open(worlds.older());
+  Model answers = open(worlds.older());
+  refuses(model, answers, half, "are in bf16, those that serve in f32");
+  half.expert.format = {FormatKind::f32, 0};
+  half.shared->expert.format = {FormatKind::bf16, 0};
+  refuses(model, answers, half, "are in bf16, those that serve in f32");
+}
+
 TEST_CASE("bytes that change in a source are refused", "[store][mission-96]") {
   Random random(test::seed());
   const Worlds worlds(random);
@@ -238,17 +309,22 @@ TEST_CASE("bytes that change in a source are refused", "[store][mission-96]") {
     const WeightSource& now() const { return turned ? worlds_.newer() : worlds_.older(); }
     const Worlds& worlds_;
   } source(worlds);
-  FaultyAllocator allocator;
-  Model model = open(source, options_for(Memory::paged, allocator));
-  Model answers = open(worlds.older());
   const Rows hidden(random, 40, 24, DType::f32);
-  require_same(model, answers, hidden);
-  source.turned = true;
-  const Forwarded got = forward(model, 0, hidden);
-  CHECK(got.status.code() == StatusCode::data_loss);
-  CHECK(got.status.message().find("not those that were read before") != std::string_view::npos);
-  source.turned = false;
-  require_same(model, answers, hidden);
+  for (const FormatKind kind : {FormatKind::f32, FormatKind::int8}) {
+    LayerSpec kept = small_layer(0);
+    kept.expert.format = kept.shared->expert.format = {kind, 0};
+    const ModelOptions options{.expert_memory = memory_for(5, 2, kept),
+                               .format = kept.expert.format};
+    Model model = open(source, options);
+    Model answers = open(worlds.older(), {.format = kept.expert.format});
+    require_same(model, answers, hidden);
+    source.turned = true;
+    const Forwarded got = forward(model, 0, hidden);
+    CHECK(got.status.code() == StatusCode::data_loss);
+    CHECK(got.status.message().find("not those that were read before") != std::string_view::npos);
+    source.turned = false;
+    require_same(model, answers, hidden);
+  }
 }
 
 TEST_CASE("two versions share the requests by a stable hash", "[store][mission-104]") {

@@ -141,9 +141,8 @@ inline LayerSpec small_layer(int32_t layer, int32_t experts = 8, int32_t top_k =
 
 constexpr int64_t kSpare = 2;  // slots of each size
 
-// expert_memory for `slots` routed experts of `layers` layers of small_layer().
-inline size_t memory_for(int64_t slots, int64_t layers) {
-  const LayerSpec spec = small_layer(0);
+// expert_memory for `slots` routed experts of `layers` layers like `spec`.
+inline size_t memory_for(int64_t slots, int64_t layers, const LayerSpec& spec = small_layer(0)) {
   auto gemm = make_expert_gemm({}, spec.expert);
   REQUIRE(gemm.ok());
   auto stride = [&](const ExpertSpec& expert) {
