@@ -5,56 +5,6 @@
 #include "store/store_impl.h"
 
 namespace moe {
-namespace {
-
-class Leased final : public Residency::Leases {
- public:
-  explicit Leased(ExpertStore::Impl& store) : store_(store) {}
-  bool leased(ExpertId id, uint32_t version) const noexcept override {
-    const StoreLayer* layer = store_.find(id.layer);
-    const ExpertCopy* copy = layer ? store_.find_copy(*layer, {id.expert, version}) : nullptr;
-    return !copy || copy->state != CopyState::ready || copy->leases > 0;
-  }
-
- private:
-  ExpertStore::Impl& store_;
-};
-
-}  // namespace
-
-// Evicts until the class fits its new size. Inside the gate.
-Status ExpertStore::Impl::shrink(SlotClass& slots, int64_t end_ns) {
-  const size_t slot_class = static_cast<size_t>(&slots - classes.data());
-  while (true) {
-    uint64_t seen;
-    {
-      auto lock = locked();
-      const int64_t surplus = slots.residency->used() - slots.residency->slots();
-      if (surplus <= 0) return {};
-      begin_move(static_cast<size_t>(surplus));
-      seen = changes;
-      const Leased leased(*this);
-      while (slots.residency->used() > slots.residency->slots()) {
-        MOE_ASSIGN_OR_RETURN(const auto out, slots.residency->shrink(&leased));
-        if (out.evicted.expert < 0) break;
-        ExpertCopy& copy =
-            *find_copy(*find(out.evicted.layer), {out.evicted.expert, out.evicted_version});
-        transition(copy, CopyState::draining);
-        move.leaving.push_back({slot_class, &copy - slots.copies.data()});
-      }
-    }
-    if (move.leaving.empty()) {
-      MOE_RETURN_IF_ERROR(wait([&] { return changes != seen; }, end_ns));
-      continue;
-    }
-    const Status status = drain(move, end_ns);
-    auto lock = locked();
-    keep(move);
-    if (status.ok()) paging.evictions += static_cast<int64_t>(move.leaving.size());
-    if (!status.ok()) return status;
-  }
-}
-
 Status ExpertStore::Impl::set_expert_memory(size_t bytes, int64_t deadline_ns) {
   constexpr int64_t kDeadlineNs = 60'000'000'000;
   const int64_t end_ns = services.clock().now_ns() + (deadline_ns > 0 ? deadline_ns : kDeadlineNs);

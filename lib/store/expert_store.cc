@@ -3,24 +3,10 @@
 #include <algorithm>
 
 #include "core/error.h"
-#include "store/finite_source.h"
-#include "store/layer_block.h"
 #include "store/layer_specs.h"
 #include "store/store_impl.h"
 
 namespace moe {
-ExpertStore::Impl::~Impl() {
-  for (auto& layer : layers) delete layer->table.load();
-}
-
-StoreLayer* ExpertStore::Impl::find(int32_t layer) {
-  const auto at = std::lower_bound(specs.begin(), specs.end(), layer,
-                                   [](const LayerSpec& s, int32_t l) { return s.layer < l; });
-  return at != specs.end() && at->layer == layer
-             ? layers[static_cast<size_t>(at - specs.begin())].get()
-             : nullptr;
-}
-
 Status ExpertStore::Impl::choose_backends() {
   auto choose = [&](const ExpertSpec& spec, Compute& compute) -> Status {
     if (options.expert_gemm) {
@@ -150,67 +136,6 @@ Status ExpertStore::Impl::make_policies() {
              : Status();
 }
 
-Status ExpertStore::Impl::start_loader() {
-  if (std::exchange(loading_started, true) || schedule) return {};
-  const Status status = loader.start(options.io_threads, services.clock());
-  loading_started = status.ok();
-  return status;
-}
-
-namespace {
-
-// Kernels of a captured graph are chosen by which tensors a router has, and of which types.
-bool same_tensors(const RouterWeights& a, const RouterWeights& b) {
-  const auto there = [](const TensorView& x, const TensorView& y) { return !x.data == !y.data; };
-  return a.weight.dtype == b.weight.dtype && a.token_experts.dtype == b.token_experts.dtype &&
-         a.token_experts.shape == b.token_experts.shape && there(a.weight, b.weight) &&
-         there(a.logit_bias, b.logit_bias) && there(a.selection_bias, b.selection_bias) &&
-         there(a.per_expert_scale, b.per_expert_scale) && there(a.input_scale, b.input_scale);
-}
-
-}  // namespace
-
-// The router's tensors of one version, with the shared expert in slot `shared_slot` (-1: none).
-Result<std::shared_ptr<const LayerBlock>> ExpertStore::Impl::make_block(StoreLayer& layer,
-                                                                        const Version& version,
-                                                                        int64_t shared_slot) {
-  const std::byte* at = nullptr;
-  if (shared_slot >= 0) {
-    auto lock = locked();
-    at = classes[layer.shared.slot_class].pool->address(shared_slot);
-  }
-  const FiniteSource finite(version.source);
-  const WeightSource& from = version.check_finite ? finite : version.source;
-  MOE_ASSIGN_OR_RETURN(auto block, load_layer_block(from, layer.spec.layer, at));
-  block->shared_slot = shared_slot;
-  block->version = version.number;
-  if (device && layer.serving && !same_tensors(layer.serving->block->router, block->router))
-    return invalid_argument({.file = from.name(), .layer = layer.spec.layer},
-                            "the router of {} has tensors of other types than the one that serves, "
-                            "which graphs on a GPU are made for; open a store for it",
-                            from.name());
-  if (device) {
-    MOE_ASSIGN_OR_RETURN(block->copy, device->copy(layer.spec, *block));
-  }
-  return std::shared_ptr<const LayerBlock>(std::move(block));
-}
-
-std::shared_ptr<Version> ExpertStore::Impl::add_version(uint32_t number, const WeightSource& from) {
-  auto version = std::make_shared<Version>(number, from);
-  for (const auto& layer : layers)
-    version->digests.emplace_back(static_cast<size_t>(layer->spec.router.num_experts) + 1);
-  std::lock_guard lock(mutex);
-  versions.push_back(version);
-  newest_version = std::max(newest_version, number);
-  return version;
-}
-
-std::shared_ptr<Version> ExpertStore::Impl::find_version(uint32_t number) const {
-  for (const auto& version : versions)
-    if (version->number == number) return version;
-  return nullptr;
-}
-
 Result<std::unique_ptr<ExpertStore::Impl>> ExpertStore::Impl::open(
     const WeightSource& source, const ExpertStoreOptions& options, DeviceMaker make_device,
     Schedule* schedule) {
@@ -267,6 +192,20 @@ void ExpertStore::sequence_ended() {
     if (slots.residency) slots.residency->policy().sequence_ended();
   if (impl_->prefetcher && impl_->prefetcher->predictor)
     impl_->prefetcher->predictor->sequence_ended();
+}
+
+Result<uint32_t> ExpertStore::reload(const WeightSource& from, const ReloadOptions& options) {
+  return guarded({.file = from.name(), .phase = Phase::load},
+                 [&] { return impl_->reload(from, options); });
+}
+Status ExpertStore::rollback(int64_t deadline_ns) {
+  return guarded({}, [&] { return impl_->rollback(deadline_ns); });
+}
+Status ExpertStore::set_share(double share) {
+  return guarded({}, [&] { return impl_->set_share(share); });
+}
+Status ExpertStore::forget_previous(int64_t deadline_ns) {
+  return guarded({}, [&] { return impl_->forget_previous(deadline_ns); });
 }
 
 }  // namespace moe

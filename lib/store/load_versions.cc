@@ -3,15 +3,15 @@
 #include <utility>
 
 #include "core/error.h"
-#include "store/store_impl.h"
+#include "store/versions.h"
 
 namespace moe {
 
 // Loads what `targets` name in `version` into free slots that no table names yet. Of a paged layer
 // those stay whose place in memory they are to take, as long as the spare slots allow: the others
 // are read and verified, and read again when somebody needs them. On an error nothing stays.
-Status ExpertStore::Impl::load_beside(std::span<const Need> needs, StoreLayer& layer,
-                                      int64_t end_ns, int at_once) {
+Status Versions::load_beside(std::span<const Need> needs, StoreLayer& layer, int64_t end_ns,
+                             int at_once) {
   for (size_t begin = 0; begin < needs.size();) {
     const FifoGate::Turn turn(gate, services.clock(), end_ns, schedule);
     if (!turn.entered())
@@ -53,8 +53,8 @@ Status ExpertStore::Impl::load_beside(std::span<const Need> needs, StoreLayer& l
   return {};
 }
 
-Status ExpertStore::Impl::load_target(const LayerTarget& target, const Version& version,
-                                      int at_once, int64_t end_ns) {
+Status Versions::load_target(const LayerTarget& target, const Version& version, int at_once,
+                             int64_t end_ns) {
   std::vector<Need> needs, shared;
   for (const int32_t e : target.experts) needs.push_back({e, version.number});
   if (target.block && target.layer->shared.gemm) shared.push_back({kSharedExpert, version.number});
@@ -63,8 +63,7 @@ Status ExpertStore::Impl::load_target(const LayerTarget& target, const Version& 
 }
 
 // Free slots of the size of `compute`; where there are fewer than `count`, kept copies yield.
-Result<int64_t> ExpertStore::Impl::free_slots(const Compute& compute, int64_t count,
-                                              int64_t end_ns) {
+Result<int64_t> Versions::free_slots(const Compute& compute, int64_t count, int64_t end_ns) {
   const auto free = [&] {
     auto lock = locked();
     return classes[compute.slot_class].pool->free();
@@ -76,8 +75,7 @@ Result<int64_t> ExpertStore::Impl::free_slots(const Compute& compute, int64_t co
 }
 
 // Makes sure of `count` free slots of the size of `compute`, and tries for `more`.
-Status ExpertStore::Impl::make_room(const Compute& compute, int64_t count, int64_t more,
-                                    int64_t end_ns) {
+Status Versions::make_room(const Compute& compute, int64_t count, int64_t more, int64_t end_ns) {
   MOE_ASSIGN_OR_RETURN(const int64_t left, free_slots(compute, count + more, end_ns));
   if (left < count)
     return error(StatusCode::resource_exhausted, {.phase = Phase::plan},
@@ -88,8 +86,8 @@ Status ExpertStore::Impl::make_room(const Compute& compute, int64_t count, int64
   return {};
 }
 
-Status ExpertStore::Impl::load_needs(StoreLayer& layer, std::span<const Need> needs, int at_once,
-                                     int64_t end_ns) {
+Status Versions::load_needs(StoreLayer& layer, std::span<const Need> needs, int at_once,
+                            int64_t end_ns) {
   if (needs.empty()) return {};
   const Compute& compute = compute_of(layer, needs.front().expert);
   const bool passing = needs.front().expert != kSharedExpert && classes[compute.slot_class].paged();
@@ -100,7 +98,7 @@ Status ExpertStore::Impl::load_needs(StoreLayer& layer, std::span<const Need> ne
 }
 
 // The shared expert of `then` is read again if its copy is gone; its block names the copy.
-Result<std::shared_ptr<const LayerVersions>> ExpertStore::Impl::revive(
+Result<std::shared_ptr<const LayerVersions>> Versions::revive(
     StoreLayer& layer, const std::shared_ptr<const LayerVersions>& then, int64_t end_ns) {
   if (!layer.shared.gemm) return then;
   const Need need{kSharedExpert, then->block->version};
@@ -119,7 +117,7 @@ Result<std::shared_ptr<const LayerVersions>> ExpertStore::Impl::revive(
 
 // What `then` names serves again. What is not there any more is read: all of it beside what serves
 // now, or, where that does not fit, piece by piece.
-Status ExpertStore::Impl::return_to(const AllVersions& then, int64_t end_ns) {
+Status Versions::return_to(const AllVersions& then, int64_t end_ns) {
   set_goal(then, {}, 0);
   Status status = return_at_once(then, end_ns);
   if (status.code() == StatusCode::resource_exhausted) status = return_by_pieces(then, end_ns);
@@ -130,8 +128,7 @@ Status ExpertStore::Impl::return_to(const AllVersions& then, int64_t end_ns) {
 // Where no return could be read to its end: every layer serves what `wanted` names, or else, where
 // its shared expert cannot be read, what `otherwise` names. Routed experts without a copy are read
 // when a forward needs them.
-Status ExpertStore::Impl::settle_for(AllVersions wanted, const AllVersions& otherwise,
-                                     int64_t end_ns) {
+Status Versions::settle_for(AllVersions wanted, const AllVersions& otherwise, int64_t end_ns) {
   set_goal(wanted, {}, 0);
   for (auto& layer : layers) {
     auto& theirs = wanted[layer->index];
@@ -144,8 +141,8 @@ Status ExpertStore::Impl::settle_for(AllVersions wanted, const AllVersions& othe
 }
 
 // The routed experts of `then` that have a ready copy, or that have none.
-std::vector<Need> ExpertStore::Impl::needs_of(StoreLayer& layer, const LayerVersions& then,
-                                              bool ready) const {
+std::vector<Need> Versions::needs_of(StoreLayer& layer, const LayerVersions& then,
+                                     bool ready) const {
   std::vector<Need> needs;
   auto lock = locked();
   for (size_t e = 0; e < then.experts.size(); ++e) {
@@ -156,7 +153,7 @@ std::vector<Need> ExpertStore::Impl::needs_of(StoreLayer& layer, const LayerVers
   return needs;
 }
 
-Status ExpertStore::Impl::return_at_once(AllVersions then, int64_t end_ns) {
+Status Versions::return_at_once(AllVersions then, int64_t end_ns) {
   for (auto& layer : layers) {
     auto& theirs = then[layer->index];
     MOE_ASSIGN_OR_RETURN(theirs, revive(*layer, theirs, end_ns));
@@ -166,7 +163,7 @@ Status ExpertStore::Impl::return_at_once(AllVersions then, int64_t end_ns) {
   return switch_to(std::move(then), 1, previous_now(), end_ns);
 }
 
-Status ExpertStore::Impl::return_by_pieces(AllVersions then, int64_t end_ns) {
+Status Versions::return_by_pieces(AllVersions then, int64_t end_ns) {
   // First those that are there, so that what serves in their place makes room.
   AllVersions next = serving_now();
   for (auto& layer : layers) {

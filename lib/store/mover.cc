@@ -1,5 +1,3 @@
-// The one mover. Whoever pages, reloads, rolls back, changes the budget or repairs does this: fill
-// free slots, verify them, publish the next tables, and reuse the old slots after the grace period.
 #include <algorithm>
 #include <utility>
 
@@ -9,33 +7,27 @@
 #include <xxhash.h>
 
 #include "store/finite_source.h"
-#include "store/store_impl.h"
+#include "store/mover.h"
 
 namespace moe {
 
+Status Mover::start_loader() {
+  if (std::exchange(loading_started, true) || schedule) return {};
+  const Status status = loader.start(options.io_threads, services.clock());
+  loading_started = status.ok();
+  return status;
+}
+
 // ---- slots and their copies
 
-ExpertCopy* ExpertStore::Impl::find_copy(const StoreLayer& layer, Need need) const {
-  const Compute& compute = compute_of(layer, need.expert);
-  auto& copies = const_cast<SlotClass&>(classes[compute.slot_class]).copies;
-  ExpertCopy* found = nullptr;
-  for (int64_t at = record(const_cast<StoreLayer&>(layer), need.expert).first; at >= 0;) {
-    ExpertCopy& copy = copies[static_cast<size_t>(at)];
-    if (copy.version == need.version && copy.state == CopyState::ready) return &copy;
-    if (copy.version == need.version && !found) found = &copy;
-    at = copy.next;
-  }
-  return found;
+bool LeasedCopies::leased(ExpertId id, uint32_t version) const noexcept {
+  const StoreLayer* layer = store_.find(id.layer);
+  if (!layer || layer->routed.slot_class != slot_class_) return true;
+  const ExpertCopy* copy = store_.find_copy(*layer, {id.expert, version});
+  return !copy || copy->state != CopyState::ready || copy->leases > 0;
 }
 
-int64_t ExpertStore::Impl::ready_slot(const StoreLayer& layer, Need need) const {
-  auto lock = locked();
-  const ExpertCopy* copy = find_copy(layer, need);
-  return copy && copy->state == CopyState::ready ? slot_of(compute_of(layer, need.expert), *copy)
-                                                 : -1;
-}
-
-Result<int64_t> ExpertStore::Impl::take_slot(StoreLayer& layer, Need need) {
+Result<int64_t> Mover::take_slot(StoreLayer& layer, Need need) {
   SlotClass& slots = classes[compute_of(layer, need.expert).slot_class];
   return guarded({}, [&]() -> Result<int64_t> {
     MOE_ASSIGN_OR_RETURN(const int64_t slot, slots.pool->take());
@@ -58,7 +50,7 @@ Result<int64_t> ExpertStore::Impl::take_slot(StoreLayer& layer, Need need) {
   });
 }
 
-void ExpertStore::Impl::free_slot(CopyRef ref) {
+void Mover::free_slot(CopyRef ref) {
   ExpertCopy& copy = copy_at(ref);
   SlotClass& slots = classes[ref.slot_class];
   int64_t* at = &record(*layers[static_cast<size_t>(copy.layer)], copy.expert).first;
@@ -73,8 +65,8 @@ void ExpertStore::Impl::free_slot(CopyRef ref) {
 
 // ---- filling
 
-Result<uint64_t> ExpertStore::Impl::pack(const StoreLayer& layer, int32_t expert,
-                                         const Version& version, std::byte* slot) {
+Result<uint64_t> Mover::pack(const StoreLayer& layer, int32_t expert, const Version& version,
+                             std::byte* slot) {
   const Compute& compute = compute_of(layer, expert);
   const ExpertSpec& spec = expert == kSharedExpert ? layer.spec.shared->expert : layer.spec.expert;
   const FiniteSource finite(version.source);
@@ -101,8 +93,8 @@ Result<uint64_t> ExpertStore::Impl::pack(const StoreLayer& layer, int32_t expert
 
 // Fills the slot that take_slot() gave for `need`, which is of `version`. Runs on a loader's
 // thread, perhaps when nobody waits for it any more.
-Status ExpertStore::Impl::load(StoreLayer& layer, Need need, int64_t slot,
-                               std::shared_ptr<Version> version) noexcept {
+Status Mover::load(StoreLayer& layer, Need need, int64_t slot,
+                   std::shared_ptr<Version> version) noexcept {
   const size_t slot_class = compute_of(layer, need.expert).slot_class;
   std::byte* to;
   {
@@ -139,7 +131,7 @@ Status ExpertStore::Impl::load(StoreLayer& layer, Need need, int64_t slot,
   return digest.status();
 }
 
-Status ExpertStore::Impl::fill(Move& m, int64_t end_ns, int at_once) {
+Status Mover::fill(Move& m, int64_t end_ns, int at_once) {
   for (Move::Filling& f : m.filling) {
     if (Status status = wait([&] { return loads_in_flight < at_once; }, end_ns); !status.ok()) {
       f.status = status;
@@ -205,21 +197,21 @@ Status ExpertStore::Impl::fill(Move& m, int64_t end_ns, int at_once) {
   return first;
 }
 
-void ExpertStore::Impl::begin_move(size_t count) {
+void Mover::begin_move(size_t count) {
   settle_late();
   reserve_tables();
   move.clear();
   move.reserve(count);
 }
 
-void ExpertStore::Impl::settle_late() {
+void Mover::settle_late() {
   for (size_t c = 0; c < classes.size(); ++c)
     for (size_t i = 0; classes[c].late > 0 && i < classes[c].copies.size(); ++i)
       if (classes[c].copies[i].late) settle_late({c, static_cast<int64_t>(i)});
 }
 
 // A late copy finds its place among the residents, or goes.
-void ExpertStore::Impl::settle_late(CopyRef ref) {
+void Mover::settle_late(CopyRef ref) {
   ExpertCopy& copy = copy_at(ref);
   if (in_flight(copy)) return;
   SlotClass& slots = classes[ref.slot_class];
@@ -245,7 +237,7 @@ void ExpertStore::Impl::settle_late(CopyRef ref) {
 }
 
 // An expert without a ready copy is no resident.
-void ExpertStore::Impl::forget(const StoreLayer& layer, Need need) {
+void Mover::forget(const StoreLayer& layer, Need need) {
   Residency& residency = *classes[layer.routed.slot_class].residency;
   const ExpertId id{layer.spec.layer, need.expert};
   const ExpertCopy* left = find_copy(layer, need);
@@ -253,113 +245,9 @@ void ExpertStore::Impl::forget(const StoreLayer& layer, Need need) {
     residency.drop(id, need.version);
 }
 
-// Whether another copy of the same version is ready.
-bool ExpertStore::Impl::has_other(const StoreLayer& layer, const ExpertCopy& copy) const {
-  const auto& copies = classes[compute_of(layer, copy.expert).slot_class].copies;
-  for (int64_t at = record(const_cast<StoreLayer&>(layer), copy.expert).first; at >= 0;) {
-    const ExpertCopy& theirs = copies[static_cast<size_t>(at)];
-    if (&theirs != &copy && theirs.version == copy.version && theirs.state == CopyState::ready)
-      return true;
-    at = theirs.next;
-  }
-  return false;
-}
-
-// ---- publishing
-
-void ExpertStore::Impl::reserve_tables() {
-  constexpr size_t kTables = 4;  // of one move: without the victims, with them again, with the new
-  size_t all = 0;
-  for (auto& layer : layers) {
-    layer->spare_tables.reserve(kTables + 4);
-    while (layer->spare_tables.size() < kTables) {
-      auto table = std::make_unique<ExpertTable>();
-      table->experts.resize(layer->experts.size());
-      table->candidate.experts.resize(layer->experts.size());
-      table->layer = layer->index;
-      layer->spare_tables.push_back(std::move(table));
-    }
-    all += layer->spare_tables.size() + 1;
-  }
-  retired.reserve(retired.size() + all);
-}
-
-void ExpertStore::Impl::write(StoreLayer& layer,
-                              const std::shared_ptr<const LayerVersions>& versions,
-                              Serving& serving) {
-  serving.versions = versions;
-  serving.block = versions->block;
-  const SlotPool& pool = *classes[layer.routed.slot_class].pool;
-  for (size_t e = 0; e < layer.experts.size(); ++e) {
-    const uint32_t version = versions->experts[e];
-    const ExpertCopy* copy = find_copy(layer, {static_cast<int32_t>(e), version});
-    serving.experts[e] = {};
-    if (!copy || copy->state != CopyState::ready) continue;
-    const int64_t slot = slot_of(layer.routed, *copy);
-    serving.experts[e] = {pool.address(slot), slot, version};
-  }
-}
-
-Status ExpertStore::Impl::publish(StoreLayer& layer) {
-  if (layer.spare_tables.empty()) reserve_tables();
-  std::unique_ptr<ExpertTable> next = std::move(layer.spare_tables.back());
-  layer.spare_tables.pop_back();
-  next->epoch = ++epoch;
-  write(layer, layer.serving, *next);
-  next->share = layer.candidate ? share : 0;
-  if (layer.candidate) write(layer, layer.candidate, next->candidate);
-  const auto complete = [](const Serving& serving) {
-    return std::all_of(serving.experts.begin(), serving.experts.end(),
-                       [](const TableCopy& copy) { return copy.slot; });
-  };
-  next->resident = !classes[layer.routed.slot_class].paged() && complete(*next) &&
-                   (!layer.candidate || complete(next->candidate));
-  if (device) {
-    if (Status status = device->publish(layer.index, *next); !status.ok()) {
-      recycle(std::move(next));
-      return status;
-    }
-  }
-  if (auto* old = layer.table.exchange(next.release(), std::memory_order_seq_cst))
-    retired.emplace_back(const_cast<ExpertTable*>(old));
-  return {};
-}
-
-Status ExpertStore::Impl::publish_all() {
-  Status first;
-  for (auto& layer : layers)
-    if (Status status = publish(*layer); first.ok()) first = std::move(status);
-  return first;
-}
-
-void ExpertStore::Impl::recycle(std::unique_ptr<ExpertTable> table) {
-  static_cast<Serving&>(*table).versions.reset();
-  table->block.reset();
-  table->candidate.versions.reset();
-  table->candidate.block.reset();
-  table->copy.reset();
-  auto& spare = layers[table->layer]->spare_tables;
-  if (spare.size() < spare.capacity()) spare.push_back(std::move(table));
-}
-
-Status ExpertStore::Impl::wait_for_grace(int64_t end_ns) {
-  if (breaks(Rule::wait_for_readers)) return {};
-  size_t before;
-  {
-    std::lock_guard lock(mutex);
-    before = retired.size();
-  }
-  MOE_RETURN_IF_ERROR(readers.wait_for_grace(services.clock(), end_ns, schedule));
-  if (device) MOE_RETURN_IF_ERROR(device->wait_for_grace(services.clock(), end_ns));
-  std::lock_guard lock(mutex);
-  for (size_t i = 0; i < before; ++i) recycle(std::move(retired[i]));
-  retired.erase(retired.begin(), retired.begin() + static_cast<std::ptrdiff_t>(before));
-  return {};
-}
-
 // ---- emptying
 
-Status ExpertStore::Impl::drain(Move& m, int64_t end_ns) {
+Status Mover::drain(Move& m, int64_t end_ns) {
   if (m.leaving.empty()) return {};
   const auto publish_theirs = [&]() -> Status {
     Status first;
@@ -395,6 +283,48 @@ Status ExpertStore::Impl::drain(Move& m, int64_t end_ns) {
   }
   if (!status.ok()) (void)publish_theirs();  // else tables without them go on to serve
   return status;
+}
+
+void Mover::keep(const Move& m) {
+  for (const CopyRef ref : m.leaving) {
+    const ExpertCopy& copy = copy_at(ref);
+    if (copy.state != CopyState::ready || copy.expert == kSharedExpert) continue;
+    const ExpertId id{layers[static_cast<size_t>(copy.layer)]->spec.layer, copy.expert};
+    Residency& residency = *classes[ref.slot_class].residency;
+    if (!residency.resident(id, copy.version)) residency.add(id, copy.version);
+  }
+}
+
+Status Mover::shrink(SlotClass& slots, int64_t end_ns) {
+  const size_t slot_class = static_cast<size_t>(&slots - classes.data());
+  while (true) {
+    uint64_t seen;
+    {
+      auto lock = locked();
+      const int64_t surplus = slots.residency->used() - slots.residency->slots();
+      if (surplus <= 0) return {};
+      begin_move(static_cast<size_t>(surplus));
+      seen = changes;
+      const LeasedCopies leased(*this, slot_class);
+      while (slots.residency->used() > slots.residency->slots()) {
+        MOE_ASSIGN_OR_RETURN(const auto out, slots.residency->shrink(&leased));
+        if (out.evicted.expert < 0) break;
+        ExpertCopy& copy =
+            *find_copy(*find(out.evicted.layer), {out.evicted.expert, out.evicted_version});
+        transition(copy, CopyState::draining);
+        move.leaving.push_back({slot_class, &copy - slots.copies.data()});
+      }
+    }
+    if (move.leaving.empty()) {
+      MOE_RETURN_IF_ERROR(wait([&] { return changes != seen; }, end_ns));
+      continue;
+    }
+    const Status status = drain(move, end_ns);
+    auto lock = locked();
+    keep(move);
+    if (status.ok()) paging.evictions += static_cast<int64_t>(move.leaving.size());
+    if (!status.ok()) return status;
+  }
 }
 
 }  // namespace moe

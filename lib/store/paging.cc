@@ -13,22 +13,6 @@
 namespace moe {
 namespace {
 
-// Copies of one size that waves compute with, or that are not ready.
-class Leased final : public Residency::Leases {
- public:
-  Leased(ExpertStore::Impl& store, size_t slot_class) : store_(store), slot_class_(slot_class) {}
-  bool leased(ExpertId id, uint32_t version) const noexcept override {
-    const StoreLayer* layer = store_.find(id.layer);
-    if (!layer || layer->routed.slot_class != slot_class_) return true;
-    const ExpertCopy* copy = store_.find_copy(*layer, {id.expert, version});
-    return !copy || copy->state != CopyState::ready || copy->leases > 0;
-  }
-
- private:
-  ExpertStore::Impl& store_;
-  size_t slot_class_;
-};
-
 // Leases all of `needed` if they are resident. With the mutex.
 bool lease_all(ExpertStore::Impl& store, StoreLayer& layer, std::span<const Need> needed,
                Wave* wave) {
@@ -70,7 +54,7 @@ Result<bool> ExpertStore::Impl::plan_wave(StoreLayer& layer, std::span<const Nee
     const ExpertCopy* copy = find_copy(layer, need);
     if (!copy || !in_flight(*copy)) pending.push_back(need);
   }
-  const Leased leased(*this, layer.routed.slot_class);
+  const LeasedCopies leased(*this, layer.routed.slot_class);
   MOE_RETURN_IF_ERROR(residency.take_wave(layer.spec.layer, &leased, pending, wave));
   for (const Residency::Decision& taken : wave) {
     StoreExpert& expert = layer.experts[static_cast<size_t>(taken.need.expert)];
@@ -93,17 +77,6 @@ Result<bool> ExpertStore::Impl::plan_wave(StoreLayer& layer, std::span<const Nee
     move.leaving.push_back({layer.routed.slot_class, slot_of(layer.routed, victim)});
   }
   return !wave.empty();
-}
-
-// What residency decided about copies that stay after all.
-void ExpertStore::Impl::keep(const Move& m) {
-  for (const CopyRef ref : m.leaving) {
-    const ExpertCopy& copy = copy_at(ref);
-    if (copy.state != CopyState::ready || copy.expert == kSharedExpert) continue;
-    const ExpertId id{layers[static_cast<size_t>(copy.layer)]->spec.layer, copy.expert};
-    Residency& residency = *classes[ref.slot_class].residency;
-    if (!residency.resident(id, copy.version)) residency.add(id, copy.version);
-  }
 }
 
 // Forgets the fillings that have no copy, and counts the others.

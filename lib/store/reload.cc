@@ -5,7 +5,7 @@
 
 #include "core/error.h"
 #include "store/layer_specs.h"
-#include "store/store_impl.h"
+#include "store/versions.h"
 
 namespace moe {
 namespace {
@@ -13,7 +13,7 @@ namespace {
 constexpr int64_t kReloadDeadlineNs = 600'000'000'000;
 
 // Targets in the order of layers; everything if `wanted` is empty.
-Result<std::vector<LayerTarget>> find_targets(ExpertStore::Impl& store,
+Result<std::vector<LayerTarget>> find_targets(Versions& store,
                                               const std::vector<ExpertId>& wanted) {
   std::map<int32_t, LayerTarget> targets;
   if (wanted.empty()) {
@@ -67,7 +67,7 @@ std::vector<std::vector<LayerTarget>> steps_of(std::vector<LayerTarget> targets,
 
 }  // namespace
 
-Result<uint32_t> ExpertStore::Impl::reload(const WeightSource& from, const ReloadOptions& wanted) {
+Result<uint32_t> Versions::reload(const WeightSource& from, const ReloadOptions& wanted) {
   const int64_t end_ns =
       services.clock().now_ns() + (wanted.deadline_ns > 0 ? wanted.deadline_ns : kReloadDeadlineNs);
   if (wanted.loads_at_once < 1 || wanted.loads_at_once > options.io_threads)
@@ -131,7 +131,7 @@ Result<uint32_t> ExpertStore::Impl::reload(const WeightSource& from, const Reloa
   return version->number;
 }
 
-Status ExpertStore::Impl::rollback(int64_t deadline_ns) {
+Status Versions::rollback(int64_t deadline_ns) {
   const int64_t end_ns =
       services.clock().now_ns() + (deadline_ns > 0 ? deadline_ns : kReloadDeadlineNs);
   const FifoGate::Turn turn(admin, services.clock(), end_ns, schedule);
@@ -167,7 +167,7 @@ Status ExpertStore::Impl::rollback(int64_t deadline_ns) {
   return {};
 }
 
-Status ExpertStore::Impl::set_share(double wanted) {
+Status Versions::set_share(double wanted) {
   const int64_t end_ns = services.clock().now_ns() + kReloadDeadlineNs;
   if (!(wanted >= 0 && wanted <= 1))
     return invalid_argument({}, "share is {}; it must be from 0 to 1", wanted);
@@ -183,7 +183,7 @@ Status ExpertStore::Impl::set_share(double wanted) {
   return wanted < 1 ? Status() : leave_old(false, end_ns);
 }
 
-Status ExpertStore::Impl::forget_previous(int64_t deadline_ns) {
+Status Versions::forget_previous(int64_t deadline_ns) {
   const int64_t end_ns =
       services.clock().now_ns() + (deadline_ns > 0 ? deadline_ns : kReloadDeadlineNs);
   const FifoGate::Turn turn(admin, services.clock(), end_ns, schedule);
@@ -196,22 +196,6 @@ Status ExpertStore::Impl::forget_previous(int64_t deadline_ns) {
   MOE_RETURN_IF_ERROR(leave_old(true, end_ns));
   trim();
   return {};
-}
-
-// ---- the public face
-
-Result<uint32_t> ExpertStore::reload(const WeightSource& from, const ReloadOptions& options) {
-  return guarded({.file = from.name(), .phase = Phase::load},
-                 [&] { return impl_->reload(from, options); });
-}
-Status ExpertStore::rollback(int64_t deadline_ns) {
-  return guarded({}, [&] { return impl_->rollback(deadline_ns); });
-}
-Status ExpertStore::set_share(double share) {
-  return guarded({}, [&] { return impl_->set_share(share); });
-}
-Status ExpertStore::forget_previous(int64_t deadline_ns) {
-  return guarded({}, [&] { return impl_->forget_previous(deadline_ns); });
 }
 
 }  // namespace moe

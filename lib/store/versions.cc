@@ -1,9 +1,10 @@
 // Which versions serve, and what leaves when they do no more.
+#include "store/versions.h"
+
 #include <algorithm>
 #include <utility>
 
 #include "core/error.h"
-#include "store/store_impl.h"
 
 namespace moe {
 
@@ -17,8 +18,18 @@ void drop_unused_sources(LayerVersions& versions) {
 }
 }  // namespace
 
+std::shared_ptr<Version> Versions::add_version(uint32_t number, const WeightSource& from) {
+  auto version = std::make_shared<Version>(number, from);
+  for (const auto& layer : layers)
+    version->digests.emplace_back(static_cast<size_t>(layer->spec.router.num_experts) + 1);
+  std::lock_guard lock(mutex);
+  versions.push_back(version);
+  newest_version = std::max(newest_version, number);
+  return version;
+}
+
 // The versions of `layer` with what `target` names in `version`.
-Result<std::shared_ptr<const LayerVersions>> ExpertStore::Impl::next_versions(
+Result<std::shared_ptr<const LayerVersions>> Versions::next_versions(
     StoreLayer& layer, std::span<const int32_t> experts, bool block,
     const std::shared_ptr<Version>& version) {
   auto next = std::make_shared<LayerVersions>(*layer.serving);
@@ -34,10 +45,8 @@ Result<std::shared_ptr<const LayerVersions>> ExpertStore::Impl::next_versions(
 }
 
 // What serves `layer` now, but for some of `theirs`.
-std::shared_ptr<const LayerVersions> ExpertStore::Impl::mix(StoreLayer& layer,
-                                                            const LayerVersions& theirs,
-                                                            std::span<const Need> experts,
-                                                            bool block) {
+std::shared_ptr<const LayerVersions> Versions::mix(StoreLayer& layer, const LayerVersions& theirs,
+                                                   std::span<const Need> experts, bool block) {
   auto next = std::make_shared<LayerVersions>(*layer.serving);
   for (const Need& need : experts) next->experts[static_cast<size_t>(need.expert)] = need.version;
   if (block) next->block = theirs.block;
@@ -49,8 +58,8 @@ std::shared_ptr<const LayerVersions> ExpertStore::Impl::mix(StoreLayer& layer,
 }
 
 // Publishes `next` for all layers between two forwards of each; with a share below 1 as candidates.
-Status ExpertStore::Impl::switch_to(AllVersions next, double next_share, const AllVersions& before,
-                                    int64_t end_ns) {
+Status Versions::switch_to(AllVersions next, double next_share, const AllVersions& before,
+                           int64_t end_ns) {
   const FifoGate::Turn turn(gate, services.clock(), end_ns, schedule);
   if (!turn.entered())
     return Status(StatusCode::deadline_exceeded, "the deadline passed before a table's turn");
@@ -82,19 +91,19 @@ Status ExpertStore::Impl::switch_to(AllVersions next, double next_share, const A
   return publish_all();
 }
 
-ExpertStore::Impl::AllVersions ExpertStore::Impl::serving_now() const {
+Versions::AllVersions Versions::serving_now() const {
   AllVersions all;
   for (const auto& layer : layers) all.push_back(layer->serving);
   return all;
 }
 
-ExpertStore::Impl::AllVersions ExpertStore::Impl::previous_now() const {
+Versions::AllVersions Versions::previous_now() const {
   AllVersions all;
   for (const auto& layer : layers) all.push_back(layer->previous);
   return all;
 }
 
-void ExpertStore::Impl::set_previous(AllVersions previous) {
+void Versions::set_previous(AllVersions previous) {
   auto lock = locked();
   for (auto& layer : layers) {
     layer->previous = std::move(previous[layer->index]);
@@ -102,13 +111,13 @@ void ExpertStore::Impl::set_previous(AllVersions previous) {
   }
 }
 
-bool ExpertStore::Impl::has(std::shared_ptr<const LayerVersions> StoreLayer::*what) const {
+bool Versions::has(std::shared_ptr<const LayerVersions> StoreLayer::*what) const {
   return std::any_of(layers.begin(), layers.end(),
                      [&](const auto& layer) { return (*layer).*what != nullptr; });
 }
 
-void ExpertStore::Impl::set_goal(const AllVersions& versions_then,
-                                 std::span<const LayerTarget> targets, uint32_t version) {
+void Versions::set_goal(const AllVersions& versions_then, std::span<const LayerTarget> targets,
+                        uint32_t version) {
   std::vector<LayerGoal> next;
   for (const auto& then : versions_then) next.push_back({then->experts, then->block->version});
   for (const LayerTarget& target : targets) {
@@ -120,7 +129,7 @@ void ExpertStore::Impl::set_goal(const AllVersions& versions_then,
   goal = std::move(next);
 }
 
-void ExpertStore::Impl::clear_goal() {
+void Versions::clear_goal() {
   auto lock = locked();
   goal.clear();
 }
@@ -147,7 +156,7 @@ bool held(const std::shared_ptr<const LayerVersions>& versions) {
 }
 }  // namespace
 
-Status ExpertStore::Impl::wait_for_old_forwards(int64_t end_ns) {
+Status Versions::wait_for_old_forwards(int64_t end_ns) {
   {
     const FifoGate::Turn turn(gate, services.clock(), end_ns, schedule);
     if (!turn.entered())
@@ -165,7 +174,7 @@ Status ExpertStore::Impl::wait_for_old_forwards(int64_t end_ns) {
       end_ns);
 }
 
-Status ExpertStore::Impl::sweep(bool kept, int64_t end_ns) {
+Status Versions::sweep(bool kept, int64_t end_ns) {
   const FifoGate::Turn turn(gate, services.clock(), end_ns, schedule);
   if (!turn.entered())
     return Status(StatusCode::deadline_exceeded, "the deadline passed before a sweep's turn");
@@ -201,7 +210,7 @@ Status ExpertStore::Impl::sweep(bool kept, int64_t end_ns) {
   return status;
 }
 
-Status ExpertStore::Impl::leave_old(bool kept, int64_t end_ns) {
+Status Versions::leave_old(bool kept, int64_t end_ns) {
   MOE_RETURN_IF_ERROR(wait_for_old_forwards(end_ns));
   MOE_RETURN_IF_ERROR(sweep(kept, end_ns));
   const FifoGate::Turn turn(gate, services.clock(), end_ns, schedule);
@@ -211,7 +220,7 @@ Status ExpertStore::Impl::leave_old(bool kept, int64_t end_ns) {
   return {};
 }
 
-void ExpertStore::Impl::trim() {
+void Versions::trim() {
   auto lock = locked();
   for (SlotClass& slots : classes) slots.pool->trim(slots.pool->used() + kSpareSlots);
 }
