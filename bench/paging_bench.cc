@@ -1,56 +1,36 @@
-// Experts that do not fit into memory, under one cap for everybody (a memory cgroup):
+// Experts that do not fit into memory, under one cap for everybody (a memory cgroup each):
 //   store     moe::Model with expert_memory, reading the checkpoint
 //   mmap      the same kernels on a mapped file of slots that are packed already
 //   willneed  that, with MADV_WILLNEED on the experts that a row was routed to
-// Each round runs all three, one process each, with the page cache of their files dropped before.
-// The cap is expert_memory plus kOverhead; page cache counts against it. What mmap is spared here:
-// packing, digests, and the weighted sum.
+// Each is a process of its own. They take turns of a few tokens, in changing order, so that
+// whatever else the machine does hits all alike; while one computes the others sleep. The cap is
+// expert_memory plus kOverhead; page cache counts against it.
 //
-//   paging_bench run CHECKPOINT TRACE.csv[.gz] TOKENS ROUNDS      times in one line each
-//   paging_bench read CHECKPOINT THREADS SECONDS                  whole experts, at random; for fio
-#include <algorithm>
+//   paging_bench run CHECKPOINT TRACE.csv[.gz] TOKENS ROUNDS [POLICY]   TOKENS of each in each
+//   round paging_bench store CHECKPOINT TRACE.csv[.gz] TOKENS [POLICY]        the store alone, no
+//   cap paging_bench read CHECKPOINT THREADS SECONDS                        whole experts; for fio
 #include <atomic>
 #include <chrono>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
-#include <memory>
-#include <random>
-#include <string>
 #include <thread>
-#include <vector>
 
-#include <fcntl.h>
-#include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "moe/model.h"
-#include "moe/trace.h"
+#include "paging_runners.h"
 
 namespace {
 
 using namespace moe;
+using namespace moe::paging_bench;
 namespace fs = std::filesystem;
 
 constexpr size_t kOverhead = size_t{128} << 20;  // of the process, beside experts
 constexpr size_t kPage = 4096;
 constexpr int64_t kWarmUp = 64;  // tokens before the clock starts
-
-[[noreturn]] void fail(std::string_view what) {
-  std::fprintf(stderr, "paging_bench: %.*s\n", static_cast<int>(what.size()), what.data());
-  std::_Exit(1);
-}
-void check(const Status& status) {
-  if (!status.ok()) fail(status.message());
-}
-template <class T>
-T take(Result<T> result) {
-  check(result.status());
-  return std::move(*result);
-}
 
 double seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -65,9 +45,10 @@ double median(std::vector<double> values) {
 class Cap {
  public:
   explicit Cap(size_t bytes) {
+    static int made = 0;
     const bool v1 = fs::exists("/sys/fs/cgroup/memory/memory.limit_in_bytes");
     path_ = std::string(v1 ? "/sys/fs/cgroup/memory" : "/sys/fs/cgroup") + "/moe-paging-bench-" +
-            std::to_string(::getpid());
+            std::to_string(::getpid()) + "-" + std::to_string(++made);
     std::error_code failed;
     fs::create_directory(path_, failed);
     std::ofstream limit(path_ + (v1 ? "/memory.limit_in_bytes" : "/memory.max"));
@@ -85,107 +66,99 @@ class Cap {
   std::string path_;
 };
 
-struct Outcome {
-  double tokens_per_second = 0;
-  PagingStats paging;
+// What one turn took.
+struct Turn {
+  double seconds = 0, cpu_seconds = 0, read_mb = 0;
+  int64_t misses = 0, hits = 0, stall_ns = 0;
 };
 
-struct Setup {
-  const Checkpoint& checkpoint;
-  const RoutingTrace& trace;
-  int64_t tokens;
-  std::string packed;  // file of slots, (layers, experts)
-  std::unique_ptr<ExpertGemm> gemm;
-  size_t stride = 0;
+double cpu_seconds() {
+  rusage used;
+  ::getrusage(RUSAGE_SELF, &used);
+  const auto in_seconds = [](const timeval& t) {
+    return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_usec) * 1e-6;
+  };
+  return in_seconds(used.ru_utime) + in_seconds(used.ru_stime);
+}
 
-  const LayerSpec& layer(size_t i) const { return checkpoint.layers()[i]; }
-  size_t layers() const { return checkpoint.layers().size(); }
-  const int32_t* ids(int64_t token, size_t layer) const {
-    const size_t row = static_cast<size_t>(token) * layers() + layer;
-    return trace.experts.data() + row % trace.rows.size() * static_cast<size_t>(trace.top_k);
+// From the disk, whoever asked: what the block layer was given for this process.
+double read_mb() {
+  std::ifstream io("/proc/self/io");
+  std::string key;
+  for (double value; io >> key >> value;)
+    if (key == "read_bytes:") return value / 1e6;
+  return 0;
+}
+
+// Computes the next `count` tokens of the trace from `first` on.
+Turn compute_turn(const Setup& setup, Runner& runner, int64_t first, int64_t count) {
+  const PagingStats paging = runner.paging();
+  const double start = seconds(), cpu = cpu_seconds(), read = read_mb();
+  for (int64_t token = first; token < first + count; ++token)
+    for (size_t i = 0; i < setup.layers(); ++i) runner.forward(token, i);
+  const PagingStats now = runner.paging();
+  return {seconds() - start,          cpu_seconds() - cpu,    read_mb() - read,
+          now.misses - paging.misses, now.hits - paging.hits, now.stall_ns - paging.stall_ns};
+}
+
+enum Mode { kStore, kMmap, kWillNeed };
+constexpr const char* kNames[] = {"store", "mmap", "willneed"};
+
+std::unique_ptr<Runner> make_runner(const Setup& setup, Mode mode) {
+  if (mode == kStore) return std::make_unique<StoreRunner>(setup);
+  return std::make_unique<MapRunner>(setup, mode == kWillNeed);
+}
+
+// A runner in a process of its own, under the cap.
+class Worker {
+ public:
+  Worker(const Setup& setup, Mode mode) : cap_(setup.memory() + kOverhead) {
+    int to[2], from[2];
+    if (::pipe2(to, O_CLOEXEC) != 0 || ::pipe2(from, O_CLOEXEC) != 0) fail("pipe");
+    child_ = ::fork();
+    if (child_ == 0) {
+      ::close(to[1]);
+      cap_.enter();
+      serve(setup, mode, to[0], from[1]);
+    }
+    ::close(to[0]);
+    ::close(from[1]);
+    to_ = to[1];
+    from_ = from[0];
   }
-  size_t experts() const { return static_cast<size_t>(layer(0).router.num_experts); }
-  size_t packed_bytes() const { return stride * layers() * experts(); }
-  size_t memory() const { return packed_bytes() / 4; }
+  ~Worker() {
+    ::close(to_);
+    ::close(from_);
+    ::waitpid(child_, nullptr, 0);
+  }
+  Worker(const Worker&) = delete;
+  Worker& operator=(const Worker&) = delete;
+
+  Turn compute(int64_t count) {
+    Turn turn;
+    if (::write(to_, &count, sizeof count) != sizeof count ||
+        ::read(from_, &turn, sizeof turn) != sizeof turn)
+      fail("a run died; was it killed for memory?");
+    return turn;
+  }
+
+ private:
+  [[noreturn]] static void serve(const Setup& setup, Mode mode, int in, int out) {
+    {
+      const auto runner = make_runner(setup, mode);
+      int64_t next = 0;
+      for (int64_t count; ::read(in, &count, sizeof count) == sizeof count; next += count) {
+        const Turn turn = compute_turn(setup, *runner, next, count);
+        if (::write(out, &turn, sizeof turn) != sizeof turn) break;
+      }
+    }
+    std::_Exit(0);
+  }
+
+  Cap cap_;
+  pid_t child_ = -1;
+  int to_ = -1, from_ = -1;
 };
-
-std::vector<float> row_of(const Setup& setup) {
-  std::mt19937_64 random(1);
-  std::vector<float> row(static_cast<size_t>(setup.layer(0).hidden()));
-  for (float& x : row) x = std::normal_distribution<float>()(random);
-  return row;
-}
-
-// Runs forward(token, layer) for all tokens.
-template <class Forward>
-double tokens_per_second(const Setup& setup, Forward forward) {
-  double start = seconds();
-  for (int64_t token = -kWarmUp; token < setup.tokens; ++token) {
-    if (token == 0) start = seconds();
-    for (size_t i = 0; i < setup.layers(); ++i) forward(token + kWarmUp, i);
-  }
-  return static_cast<double>(setup.tokens) / (seconds() - start);
-}
-
-Outcome run_store(const Setup& setup) {
-  Model model = take(Model::create(setup.checkpoint, {.expert_memory = setup.memory()}));
-  Context context = take(Context::create(model));
-  const std::vector<float> row = row_of(setup);
-  std::vector<float> out(row.size());
-  const Dims shape = {1, static_cast<int64_t>(row.size())};
-  const int32_t top_k = setup.trace.top_k;
-  std::vector<int32_t> ids(static_cast<size_t>(top_k));
-  std::vector<float> weights(ids.size(), 1.0f / static_cast<float>(top_k));
-  const double speed = tokens_per_second(setup, [&](int64_t token, size_t i) {
-    std::copy_n(setup.ids(token, i), top_k, ids.begin());
-    const Routing routing{1, top_k, ids.data(), weights.data()};
-    check(model.forward(context, setup.layer(i).layer, {row.data(), DType::f32, shape},
-                        {out.data(), DType::f32, shape}, {.top_k = top_k, .routing_in = &routing}));
-  });
-  return {speed, model.store().stats().paging};
-}
-
-Outcome run_mmap(const Setup& setup, bool will_need) {
-  const int file = ::open(setup.packed.c_str(), O_RDONLY | O_CLOEXEC);
-  auto* slots = static_cast<std::byte*>(
-      ::mmap(nullptr, setup.packed_bytes(), PROT_READ, MAP_SHARED, file, 0));
-  if (slots == MAP_FAILED) fail("mmap");
-  const auto executor = take(make_executor());
-  const ExpertSpec& spec = setup.layer(0).expert;
-  const int32_t top_k = setup.trace.top_k;
-  const std::vector<float> row = row_of(setup);
-  std::vector<float> out(row.size() * static_cast<size_t>(top_k));
-  const size_t scratch = setup.gemm->workspace_bytes(spec, top_k, top_k, executor->concurrency());
-  std::vector<std::byte> workspace(scratch + 64);
-  auto* aligned =
-      reinterpret_cast<std::byte*>((reinterpret_cast<uintptr_t>(workspace.data()) + 63) / 64 * 64);
-  std::vector<ExpertGroup> groups(static_cast<size_t>(top_k));
-  std::vector<int64_t> pairs(groups.size());
-  const double speed = tokens_per_second(setup, [&](int64_t token, size_t i) {
-    const int32_t* ids = setup.ids(token, i);
-    for (int64_t k = 0; k < top_k; ++k) {
-      const size_t expert = i * setup.experts() + static_cast<size_t>(ids[k]);
-      groups[static_cast<size_t>(k)] = {slots + expert * setup.stride, ids[k], k, 1};
-    }
-    std::sort(groups.begin(), groups.end(),
-              [](const ExpertGroup& a, const ExpertGroup& b) { return a.expert < b.expert; });
-    for (size_t k = 0; k < groups.size(); ++k) {
-      pairs[k] = groups[k].first;
-      groups[k].first = static_cast<int64_t>(k);
-      if (will_need) ::madvise(const_cast<std::byte*>(groups[k].slot), setup.stride, MADV_WILLNEED);
-    }
-    ExpertBatch batch;
-    batch.hidden = {row.data(), DType::f32, {1, static_cast<int64_t>(row.size())}};
-    batch.top_k = top_k;
-    batch.groups = groups;
-    batch.pairs = pairs.data();
-    batch.out = out.data();
-    batch.executor = executor.get();
-    batch.workspace = {aligned, scratch};
-    check(setup.gemm->run(spec, batch));
-  });
-  return {speed, {}};
-}
 
 void drop_cache(const fs::path& path) {
   const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
@@ -195,33 +168,7 @@ void drop_cache(const fs::path& path) {
   ::close(file);
 }
 
-// `mode` in a process of its own, under the cap.
-Outcome run_capped(const Setup& setup, int mode) {
-  drop_cache(setup.packed);
-  for (const auto& entry : fs::directory_iterator(std::string(setup.checkpoint.directory())))
-    drop_cache(entry.path());
-  const Cap cap(setup.memory() + kOverhead);
-  int ends[2];
-  if (::pipe(ends) != 0) fail("pipe");
-  const pid_t child = ::fork();
-  if (child == 0) {
-    cap.enter();
-    const Outcome outcome = mode == 0 ? run_store(setup) : run_mmap(setup, mode == 2);
-    std::_Exit(::write(ends[1], &outcome, sizeof outcome) == sizeof outcome ? 0 : 1);
-  }
-  ::close(ends[1]);
-  Outcome outcome;
-  const bool got = ::read(ends[0], &outcome, sizeof outcome) == sizeof outcome;
-  ::close(ends[0]);
-  ::waitpid(child, nullptr, 0);
-  if (!got) fail("a run died; was it killed for memory?");
-  return outcome;
-}
-
-void write_packed(Setup& setup) {
-  setup.gemm = take(make_expert_gemm({}, setup.layer(0).expert));
-  const size_t bytes = setup.gemm->layout(setup.layer(0).expert).bytes;
-  setup.stride = (bytes + kPage - 1) / kPage * kPage;
+void write_packed(const Setup& setup) {
   if (fs::exists(setup.packed) && fs::file_size(setup.packed) == setup.packed_bytes()) return;
   std::ofstream file(setup.packed, std::ios::binary);
   std::unique_ptr<std::byte, decltype(&std::free)> slot(
@@ -235,40 +182,79 @@ void write_packed(Setup& setup) {
   if (!file.flush()) fail("cannot write " + setup.packed);
 }
 
-int run(const char* directory, const char* trace_file, int64_t tokens, int rounds) {
-  const Checkpoint checkpoint = take(Checkpoint::open(directory));
-  const RoutingTrace trace = take(read_trace(trace_file));
-  Setup setup{checkpoint, trace, tokens, std::string(directory) + ".packed", nullptr};
+Setup set_up(const Checkpoint& checkpoint, const RoutingTrace& trace, const char* policy) {
+  Setup setup{checkpoint, trace, policy ? policy : "",
+              std::string(checkpoint.directory()) + ".packed", nullptr};
   if (trace.layers.size() != setup.layers() ||
       trace.layers[0].experts != setup.layer(0).router.num_experts)
     fail("the trace and the checkpoint have other layers or experts");
+  setup.gemm = take(make_expert_gemm({}, setup.layer(0).expert));
+  const size_t bytes = setup.gemm->layout(setup.layer(0).expert).bytes;
+  setup.stride = (bytes + kPage - 1) / kPage * kPage;
+  return setup;
+}
+
+void print(int round, Mode mode, const Turn& turn, int64_t tokens) {
+  const double each = 1e3 / static_cast<double>(tokens);
+  std::printf("round %2d  %-9s %7.3f tokens/s; ms a token: %6.1f, CPU %6.1f; MB a token %6.1f",
+              round, kNames[mode], static_cast<double>(tokens) / turn.seconds, turn.seconds * each,
+              turn.cpu_seconds * each, turn.read_mb / static_cast<double>(tokens));
+  if (mode == kStore)
+    std::printf("; misses a token %.1f, stalled %.1f ms",
+                static_cast<double>(turn.misses) * each / 1e3,
+                static_cast<double>(turn.stall_ns) * 1e-9 * each);
+  std::printf("\n");
+  std::fflush(stdout);
+}
+
+// The store and `other` in turns. Two mappings of one file would share their pages, so only one
+// runs at a time.
+void compare(const Setup& setup, Mode other, int64_t tokens, int rounds) {
+  drop_cache(setup.packed);
+  for (const auto& entry : fs::directory_iterator(std::string(setup.checkpoint.directory())))
+    drop_cache(entry.path());
+  Worker store(setup, kStore), mapping(setup, other);
+  (void)store.compute(kWarmUp);
+  (void)mapping.compute(kWarmUp);
+  std::vector<double> ratios;
+  for (int round = 0; round < rounds; ++round) {
+    double store_took = 0, other_took = 0;
+    for (const bool first : {true, false}) {
+      const bool stores = first == (round % 2 == 0);
+      const Turn turn = (stores ? store : mapping).compute(tokens);
+      (stores ? store_took : other_took) = turn.seconds;
+      print(round, stores ? kStore : other, turn, tokens);
+    }
+    ratios.push_back(other_took / store_took);
+  }
+  std::printf("store / %s: median %.2fx, worst round %.2fx\n", kNames[other], median(ratios),
+              *std::min_element(ratios.begin(), ratios.end()));
+}
+
+int run(const char* directory, const char* trace_file, int64_t tokens, int rounds,
+        const char* policy) {
+  const Checkpoint checkpoint = take(Checkpoint::open(directory));
+  const RoutingTrace trace = take(read_trace(trace_file));
+  const Setup setup = set_up(checkpoint, trace, policy);
   write_packed(setup);
   std::printf(
       "%zu layers of %zu experts of %.2f MB, %.0f MB in all; expert_memory %.0f MB, cap "
-      "%.0f MB; top %d, %lld tokens\n",
+      "%.0f MB; top %d, %lld tokens a round after %lld\n",
       setup.layers(), setup.experts(), static_cast<double>(setup.stride) / 1e6,
       static_cast<double>(setup.packed_bytes()) / 1e6, static_cast<double>(setup.memory()) / 1e6,
       static_cast<double>(setup.memory() + kOverhead) / 1e6, trace.top_k,
-      static_cast<long long>(tokens));
-  constexpr const char* kNames[] = {"store", "mmap", "willneed"};
-  std::vector<double> speeds[3];
-  for (int round = 0; round < rounds; ++round)
-    for (int mode = 0; mode < 3; ++mode) {
-      const Outcome outcome = run_capped(setup, mode);
-      speeds[mode].push_back(outcome.tokens_per_second);
-      std::printf("round %d  %-9s %8.3f tokens/s", round, kNames[mode], outcome.tokens_per_second);
-      if (mode == 0)
-        std::printf("  hits %lld misses %lld read %.0f MB stalled %.1f s",
-                    static_cast<long long>(outcome.paging.hits),
-                    static_cast<long long>(outcome.paging.misses),
-                    static_cast<double>(outcome.paging.bytes_loaded) / 1e6,
-                    static_cast<double>(outcome.paging.stall_ns) / 1e9);
-      std::printf("\n");
-      std::fflush(stdout);
-    }
-  const double store = median(speeds[0]), plain = median(speeds[1]), hinted = median(speeds[2]);
-  std::printf("medians: store %.3f, mmap %.3f (store is %.2fx), willneed %.3f (%.2fx)\n", store,
-              plain, store / plain, hinted, store / hinted);
+      static_cast<long long>(tokens), static_cast<long long>(kWarmUp));
+  for (const Mode other : {kMmap, kWillNeed}) compare(setup, other, tokens, rounds);
+  return 0;
+}
+
+int run_store(const char* directory, const char* trace_file, int64_t tokens, const char* policy) {
+  const Checkpoint checkpoint = take(Checkpoint::open(directory));
+  const RoutingTrace trace = take(read_trace(trace_file));
+  const Setup setup = set_up(checkpoint, trace, policy);
+  StoreRunner runner(setup);
+  (void)compute_turn(setup, runner, 0, kWarmUp);
+  print(0, kStore, compute_turn(setup, runner, kWarmUp, tokens), tokens);
   return 0;
 }
 
@@ -312,12 +298,16 @@ int read(const char* directory, int threads, double limit) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc == 6 && std::strcmp(argv[1], "run") == 0)
-    return run(argv[2], argv[3], std::atoll(argv[4]), std::atoi(argv[5]));
-  if (argc == 5 && std::strcmp(argv[1], "read") == 0)
-    return read(argv[2], std::atoi(argv[3]), std::atof(argv[4]));
+  const auto is = [&](const char* name, int least, int most) {
+    return argc >= least && argc <= most && std::strcmp(argv[1], name) == 0;
+  };
+  if (is("run", 6, 7))
+    return run(argv[2], argv[3], std::atoll(argv[4]), std::atoi(argv[5]), argv[6]);
+  if (is("store", 5, 6)) return run_store(argv[2], argv[3], std::atoll(argv[4]), argv[5]);
+  if (is("read", 5, 5)) return read(argv[2], std::atoi(argv[3]), std::atof(argv[4]));
   std::fprintf(stderr,
-               "usage: paging_bench run CHECKPOINT TRACE TOKENS ROUNDS\n"
+               "usage: paging_bench run CHECKPOINT TRACE TOKENS ROUNDS [POLICY]\n"
+               "       paging_bench store CHECKPOINT TRACE TOKENS [POLICY]\n"
                "       paging_bench read CHECKPOINT THREADS SECONDS\n");
   return 2;
 }
