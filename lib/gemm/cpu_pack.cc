@@ -81,6 +81,31 @@ void interleave_pairs(const T* rows, int64_t inputs, T* panel) {
       std::memcpy(panel + 2 * lane, rows + lane * inputs + i, 2 * sizeof(T));
 }
 
+// The same for values of 16 bits: four pairs of four rows are transposed at a time.
+void interleave_pairs(const uint16_t* rows, int64_t inputs, uint16_t* panel) {
+  using Pairs = uint32_t __attribute__((vector_size(16)));
+  const int64_t whole = inputs / 8 * 8;
+  for (int64_t i = 0; i < whole; i += 8)
+    for (int64_t lane = 0; lane < kPanel; lane += 4) {
+      Pairs row[4];
+      for (int64_t r = 0; r < 4; ++r)
+        std::memcpy(&row[r], rows + (lane + r) * inputs + i, sizeof row[r]);
+      const Pairs ab0 = __builtin_shufflevector(row[0], row[1], 0, 4, 1, 5);
+      const Pairs ab2 = __builtin_shufflevector(row[0], row[1], 2, 6, 3, 7);
+      const Pairs cd0 = __builtin_shufflevector(row[2], row[3], 0, 4, 1, 5);
+      const Pairs cd2 = __builtin_shufflevector(row[2], row[3], 2, 6, 3, 7);
+      const Pairs pair[4] = {__builtin_shufflevector(ab0, cd0, 0, 1, 4, 5),
+                             __builtin_shufflevector(ab0, cd0, 2, 3, 6, 7),
+                             __builtin_shufflevector(ab2, cd2, 0, 1, 4, 5),
+                             __builtin_shufflevector(ab2, cd2, 2, 3, 6, 7)};
+      for (int64_t p = 0; p < 4; ++p)
+        std::memcpy(panel + (i + 2 * p) * kPanel + 2 * lane, &pair[p], sizeof pair[p]);
+    }
+  for (int64_t i = whole; i < inputs; i += 2)
+    for (int64_t lane = 0; lane < kPanel; ++lane)
+      std::memcpy(panel + i * kPanel + 2 * lane, rows + lane * inputs + i, 2 * sizeof *rows);
+}
+
 // Outputs [first, first + kPanel) of `from`. What a panel has beyond them is zero.
 template <class To>
 bool pack_panel(const Matrix& from, int64_t first, int64_t panel_inputs, typename To::Type* panel) {
