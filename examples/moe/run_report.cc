@@ -129,6 +129,11 @@ void print_paging(const ExpertStoreStats& stats) {
              static_cast<double>(paging.stall_ns) / 1e6);
 }
 
+// A GPU reports none: its stages pass after the call.
+bool has_stages(const ForwardReport& r) {
+  return r.route_ns + r.experts_ns + r.shared_ns + r.combine_ns > 0;
+}
+
 void print_layer(const LayerResult& result) {
   const ForwardReport& r = result.report;
   const auto us = [](int64_t ns) { return static_cast<double>(ns) / 1e3; };
@@ -138,9 +143,10 @@ void print_layer(const LayerResult& result) {
              result.spec.expert.intermediate);
   fmt::print("  routing\n");
   print_histogram(result.expert_rows);
-  fmt::print(
-      "  time      route {:.1f} us, experts {:.1f} us, shared {:.1f} us, combine {:.1f} us\n",
-      us(r.route_ns), us(r.experts_ns), us(r.shared_ns), us(r.combine_ns));
+  if (has_stages(r))
+    fmt::print(
+        "  time      route {:.1f} us, experts {:.1f} us, shared {:.1f} us, combine {:.1f} us\n",
+        us(r.route_ns), us(r.experts_ns), us(r.shared_ns), us(r.combine_ns));
   print_paging(result.store);
   fmt::print(
       "  check     {} rows against the reference: relative error {:.2g} (limit {:.0e}): {}\n",
@@ -156,10 +162,12 @@ void print_json(const std::vector<LayerResult>& results, const RunOptions& optio
   for (const LayerResult& result : results) {
     const ForwardReport& r = result.report;
     json.object().value("layer", result.spec.layer).value("rows", result.rows);
-    json.value("route_us", static_cast<double>(r.route_ns) / 1e3);
-    json.value("experts_us", static_cast<double>(r.experts_ns) / 1e3);
-    json.value("shared_us", static_cast<double>(r.shared_ns) / 1e3);
-    json.value("combine_us", static_cast<double>(r.combine_ns) / 1e3);
+    if (has_stages(r)) {
+      json.value("route_us", static_cast<double>(r.route_ns) / 1e3);
+      json.value("experts_us", static_cast<double>(r.experts_ns) / 1e3);
+      json.value("shared_us", static_cast<double>(r.shared_ns) / 1e3);
+      json.value("combine_us", static_cast<double>(r.combine_ns) / 1e3);
+    }
     json.value("checked_rows", result.checked_rows);
     json.value("relative_error", result.relative_error).value("right", result.right());
     add_paging(json, result.store, options);

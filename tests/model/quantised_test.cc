@@ -62,6 +62,11 @@ class Spoiled {
     std::vector<char> bytes;
   };
 
+  struct Where {
+    int32_t expert;
+    std::string tensor;
+  };
+
   explicit Spoiled(const std::string& name)
       : config(test::read_file(quantised_checkpoints() + "/" + name + "/config.json")) {
     auto file = TensorFile::open(quantised_checkpoints() + "/" + name + "/model.safetensors");
@@ -86,8 +91,8 @@ class Spoiled {
     config.replace(place, from.size(), to);
   }
 
-  // The refusal of the whole: its code and what its message says.
-  Status refused(StatusCode code, const std::vector<std::string>& words) const {
+  // The whole is refused with this code, and its message says this; where it does.
+  Where refused(StatusCode code, const std::vector<std::string>& words) const {
     const TemporaryDirectory directory;
     std::vector<NamedTensor> named;
     for (const auto& [name, stored] : tensors)
@@ -101,7 +106,7 @@ class Spoiled {
       INFO("wanted: " << word);
       CHECK(status.message().find(word) != std::string_view::npos);
     }
-    return status;
+    return {status.place().expert, std::string(status.place().tensor)};
   }
 
   std::map<std::string, Stored> tensors;
@@ -189,19 +194,19 @@ TEST_CASE("what is wrong with a packed checkpoint is said with tensor, got and w
     for (const uint16_t bits : {0x7e00, 0x7c00, 0x0000}) {
       Spoiled model("awq");
       std::memcpy(model.at(Spoiled::name(2, "w1.scales")).bytes.data() + 6, &bits, 2);
-      const Status status = model.refused(StatusCode::data_loss, {"scale [3, 0]"});
-      CHECK(status.place().expert == 2);
-      CHECK(status.place().tensor.starts_with("gate"));
+      const auto where = model.refused(StatusCode::data_loss, {"scale [3, 0]"});
+      CHECK(where.expert == 2);
+      CHECK(where.tensor.starts_with("gate"));
     }
   }
   SECTION("an input in a group that is not there") {
     for (const int32_t group : {-1, 2}) {
       Spoiled model("gptq4-order");
       std::memcpy(model.at(Spoiled::name(1, "w1.g_idx")).bytes.data() + 12, &group, 4);
-      const Status status =
+      const auto where =
           model.refused(StatusCode::data_loss, {fmt::format("input 3 is in group {}", group)});
-      CHECK(status.place().expert == 1);
-      CHECK(status.place().tensor.starts_with("gate"));
+      CHECK(where.expert == 1);
+      CHECK(where.tensor.starts_with("gate"));
     }
   }
   SECTION("what config.json says is not what is stored") {
