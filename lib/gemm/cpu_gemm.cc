@@ -194,44 +194,53 @@ class Run final : public Pass {
     const std::byte *slot = chunk.group->slot, *pairs = slot + at_.gate_up;
     multiply(chunk, pairs + pair * at_.gate_up_pair_bytes, pairs + next * at_.gate_up_pair_bytes,
              at_.hidden_inputs, x_, sums);
-    const float* bias = bias_of(slot, at_.gate_up_bias, pair);
-    float* row = sums;
+    kernels_.activate(spec_, bias_of(slot, at_.gate_up_bias, pair), chunk.rows(), sums);
+    const int64_t outputs = outputs_of_pair(spec_), first = pair * outputs;
+    if (first + outputs > spec_.intermediate)
+      for (int64_t r = 0; r < chunk.rows(); ++r)
+        std::fill(sums + r * kPair + (spec_.intermediate - first), sums + r * kPair + outputs,
+                  0.0f);
+    const float* rows = sums;
     for (int64_t t = chunk.first_tile; t < chunk.first_tile + chunk.tile_count; ++t) {
-      const int64_t rows = chunk.tiles.size(t);
+      const int64_t count = chunk.tiles.size(t);
       std::byte* tile = activations_ + (chunk.group_row + chunk.tiles.first_row(t)) *
                                            form_.row_bytes(at_.intermediate_inputs);
-      for (int64_t r = 0; r < rows; ++r, row += kPair) activate(row, bias, pair, tile, r, rows);
+      if (form_.bf16)
+        store_bf16(rows, count, first, outputs, reinterpret_cast<uint16_t*>(tile));
+      else
+        store_f32(rows, count, first, outputs, reinterpret_cast<float*>(tile));
+      rows += count * kPair;
     }
   }
 
-  // Bias and activation of one row of a panel pair, written to row `r` of `rows` of a packed tile.
-  void activate(float* row, const float* bias, int64_t pair, std::byte* tile, int64_t r,
-                int64_t rows) const {
-    if (bias)
-      for (int64_t i = 0; i < kPair; ++i) row[i] += bias[i];
-    const int64_t outputs = outputs_of_pair(spec_), first = pair * outputs;
-    kernels_.activate(spec_, row, spec_.gated ? row + kPanel : row, outputs, row);
-    for (int64_t i = std::max<int64_t>(0, spec_.intermediate - first); i < outputs; ++i) row[i] = 0;
-    if (form_.bf16)
-      return store_bf16(row, first, outputs, reinterpret_cast<uint16_t*>(tile), r, rows);
-    float* out = reinterpret_cast<float*>(tile) + first * rows + r;
+  // Outputs [first, first + outputs) of a tile's rows as inputs of the down projection.
+  void store_f32(const float* from, int64_t rows, int64_t first, int64_t outputs,
+                 float* tile) const {
+    float* out = tile + first * rows;
     const int64_t kept = std::min(outputs, at_.intermediate_inputs - first);
-    for (int64_t i = 0; i < kept; ++i) out[i * rows] = row[i];
+    for (int64_t i = 0; i < kept; ++i)
+      for (int64_t r = 0; r < rows; ++r) *out++ = from[r * kPair + i];
   }
 
-  // Outputs [first, first + outputs) as inputs of the down projection; whoever writes the last ones
-  // writes the padding too.
-  void store_bf16(const float* row, int64_t first, int64_t outputs, uint16_t* tile, int64_t r,
-                  int64_t rows) const {
+  // The same, rounded; whoever writes the last ones writes the padding too.
+  void store_bf16(const float* from, int64_t rows, int64_t first, int64_t outputs,
+                  uint16_t* tile) const {
     const int64_t unit = form_.unit, padded = form_.padded(at_.intermediate_inputs);
-    uint16_t rounded[kPair] = {};
-    kernels_.bf16.round(row, outputs, rounded);
     const int64_t end = first + outputs >= spec_.intermediate ? padded : first + outputs;
+    if (end == first + outputs && outputs <= unit) {  // one piece, since both are powers of two
+      uint16_t* out = tile + first / unit * rows * unit + first % unit;
+      for (int64_t r = 0; r < rows; ++r)
+        kernels_.bf16.round(from + r * kPair, outputs, out + r * unit);
+      return;
+    }
     const int64_t step = std::min(unit, outputs);
-    for (int64_t i = first; i < end; i += step) {
-      const uint16_t* from = i - first < outputs ? rounded + (i - first) : kZeros;
-      std::memcpy(tile + (i / unit * rows + r) * unit + i % unit, from,
-                  static_cast<size_t>(std::min(step, end - i)) * sizeof(uint16_t));
+    for (int64_t r = 0; r < rows; ++r) {
+      uint16_t rounded[kPair] = {};
+      kernels_.bf16.round(from + r * kPair, outputs, rounded);
+      for (int64_t i = first; i < end; i += step)
+        std::memcpy(tile + (i / unit * rows + r) * unit + i % unit,
+                    i - first < outputs ? rounded + (i - first) : kZeros,
+                    static_cast<size_t>(std::min(step, end - i)) * sizeof(uint16_t));
     }
   }
 
@@ -247,14 +256,7 @@ class Run final : public Pass {
     const std::byte *slot = chunk.group->slot, *pairs = slot + at_.down;
     multiply(chunk, pairs + pair * at_.down_pair_bytes, pairs + next * at_.down_pair_bytes,
              at_.intermediate_inputs, activations_, sums);
-    const float* bias = bias_of(slot, at_.down_bias, pair);
-    const int64_t column = pair * kPair, columns = std::min(kPair, spec_.hidden - column);
-    const int64_t begin = chunk.first_row(), end = begin + chunk.rows();
-    const float* row = sums;
-    for (int64_t r = begin; r < end; ++r, row += kPair) {
-      float* out = batch_.out + batch_.pairs[chunk.group->first + r] * spec_.hidden + column;
-      for (int64_t i = 0; i < columns; ++i) out[i] = bias ? row[i] + bias[i] : row[i];
-    }
+    store_outputs(spec_, batch_, chunk, pair, bias_of(slot, at_.down_bias, pair), sums);
   }
 
   const float* bias_of(const std::byte* slot, int64_t section, int64_t pair) const {

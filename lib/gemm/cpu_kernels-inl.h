@@ -310,45 +310,49 @@ HWY_INLINE V gelu_tanh(V x) {  // (1 + tanh(y)) / 2 = sigmoid(2 y)
   return hn::Mul(x, sigmoid(hn::Mul(hn::Mul(set(1.59576912f), x), cubic)));
 }
 
-template <class Function>
-HWY_INLINE void for_each(const float* gate, const float* up, int64_t count, float* out,
+// row[i] = function(row[i], row[from_up + i]), biases added, for kOutputs values of every row.
+template <int kOutputs, class Function>
+HWY_INLINE void for_each(int64_t rows, int64_t from_up, const float* bias, float* sums,
                          Function function) {
-  for (int64_t i = 0; i < count; i += kLanes)
-    hn::Store(function(hn::Load(D(), gate + i), hn::Load(D(), up + i)), D(), out + i);
+  for (int64_t r = 0; r < rows; ++r, sums += kPair)
+    MOE_UNROLL for (int i = 0; i < kOutputs; i += kLanes) {
+      V gate = hn::Load(D(), sums + i), up = hn::Load(D(), sums + from_up + i);
+      if (bias) {
+        gate = hn::Add(gate, hn::LoadU(D(), bias + i));
+        up = hn::Add(up, hn::LoadU(D(), bias + from_up + i));
+      }
+      hn::Store(function(gate, up), D(), sums + i);
+    }
 }
 
+// function(gate) * up, or function(up) where nothing is gated.
 template <class Function>
-HWY_INLINE void unit(bool gated, const float* gate, const float* up, int64_t count, float* out,
-                     Function function) {
+HWY_INLINE void unit(bool gated, int64_t rows, const float* bias, float* sums, Function function) {
   if (gated)
-    for_each(gate, up, count, out, [&](V g, V u) { return hn::Mul(function(g), u); });
+    for_each<kPanel>(rows, kPanel, bias, sums, [&](V g, V u) { return hn::Mul(function(g), u); });
   else
-    for_each(up, up, count, out, [&](V, V u) { return function(u); });
+    for_each<kPair>(rows, 0, bias, sums, [&](V, V u) { return function(u); });
 }
 
-void activate(const ExpertSpec& spec, const float* gate, const float* up, int64_t count,
-              float* out) {
+void activate(const ExpertSpec& spec, const float* bias, int64_t rows, float* sums) {
   const V limit = set(spec.limit), alpha = set(spec.alpha);
+  const auto each = [&](auto function) { unit(spec.gated, rows, bias, sums, function); };
   switch (spec.activation) {
-    case Activation::silu:
-      return unit(spec.gated, gate, up, count, out, [](V x) { return silu(x); });
-    case Activation::gelu:
-      return unit(spec.gated, gate, up, count, out, [](V x) { return gelu(x); });
-    case Activation::gelu_tanh:
-      return unit(spec.gated, gate, up, count, out, [](V x) { return gelu_tanh(x); });
-    case Activation::relu:
-      return unit(spec.gated, gate, up, count, out, [](V x) { return relu(x); });
-    case Activation::relu2:
-      return unit(spec.gated, gate, up, count, out, [](V x) { return hn::Mul(relu(x), relu(x)); });
+    case Activation::silu: return each([](V x) { return silu(x); });
+    case Activation::gelu: return each([](V x) { return gelu(x); });
+    case Activation::gelu_tanh: return each([](V x) { return gelu_tanh(x); });
+    case Activation::relu: return each([](V x) { return relu(x); });
+    case Activation::relu2: return each([](V x) { return hn::Mul(relu(x), relu(x)); });
     case Activation::swiglu_oai:
-      return for_each(gate, up, count, out, [&](V g, V u) {
+      return for_each<kPanel>(rows, kPanel, bias, sums, [&](V g, V u) {
         const V low = at_most(g, limit);
         const V swish = hn::Mul(low, sigmoid(hn::Mul(alpha, low)));
         return hn::Mul(hn::Add(clamp(u, limit), set(1.0f)), swish);
       });
     case Activation::swiglu_step:
-      return for_each(gate, up, count, out,
-                      [&](V g, V u) { return hn::Mul(at_most(silu(g), limit), clamp(u, limit)); });
+      return for_each<kPanel>(rows, kPanel, bias, sums, [&](V g, V u) {
+        return hn::Mul(at_most(silu(g), limit), clamp(u, limit));
+      });
   }
 }
 

@@ -49,9 +49,10 @@ struct Kernels {
   void (*multiply_bf16)(const Multiply&);
   void (*multiply_fp8)(const Multiply&);
 
-  // out[i] = activation(gate[i], up[i]); count is a multiple of kPanel. Not gated: gate is unread.
-  void (*activate)(const ExpertSpec& spec, const float* gate, const float* up, int64_t count,
-                   float* out);
+  // Of `rows` rows of a panel pair, (rows, kPair), 64-byte aligned, in place. Gated: the first half
+  // becomes activation(gate half, up half); not gated: all kPair do. `bias` (kPair) is added
+  // before; null: none.
+  void (*activate)(const ExpertSpec& spec, const float* bias, int64_t rows, float* sums);
 
   Bf16Rows bf16;
 };

@@ -106,4 +106,17 @@ class TaskList {
   const GroupStart* starts_;
 };
 
+// The sums of panel pair `pair` of the down projection, (rows of the chunk, kPair), and their
+// biases (kPair; null: none), to where batch.out has them.
+inline void store_outputs(const ExpertSpec& spec, const ExpertBatch& batch, const Chunk& chunk,
+                          int64_t pair, const float* bias, float* sums) {
+  const int64_t column = pair * kPair, columns = std::min(kPair, spec.hidden - column);
+  const int64_t* pairs = batch.pairs + chunk.group->first + chunk.first_row();
+  for (int64_t r = 0; r < chunk.rows(); ++r, sums += kPair) {
+    if (bias)
+      for (int64_t i = 0; i < kPair; ++i) sums[i] += bias[i];
+    std::copy_n(sums, columns, batch.out + pairs[r] * spec.hidden + column);
+  }
+}
+
 }  // namespace moe::cpu

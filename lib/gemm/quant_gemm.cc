@@ -242,16 +242,12 @@ class Run final : public Pass {
     const std::byte* slot = chunk.group->slot;
     multiply(chunk, at_.gate_up_panels, slot + at_.gate_up + pair * at_.gate_up_panels.pair_bytes,
              next, sums);
-    const float* bias = bias_of(slot, at_.gate_up_bias, pair);
+    kernels_.activate(spec_, bias_of(slot, at_.gate_up_bias, pair), chunk.rows(), sums);
     const int64_t outputs = outputs_of_pair(spec_), first = pair * outputs;
     const int64_t kept = std::min(outputs, spec_.intermediate - first);
     float* out = activations_ + (chunk.group_row + chunk.first_row()) * spec_.intermediate + first;
-    float* row = sums;
-    for (int64_t r = 0; r < chunk.rows(); ++r, row += kPair, out += spec_.intermediate) {
-      for (int64_t i = 0; bias && i < kPair; ++i) row[i] += bias[i];
-      kernels_.activate(spec_, row, spec_.gated ? row + kPanel : row, outputs, row);
-      std::copy_n(row, kept, out);
-    }
+    for (int64_t r = 0; r < chunk.rows(); ++r, out += spec_.intermediate)
+      std::copy_n(sums + r * kPair, kept, out);
   }
 
   void down(int64_t task) const {
@@ -266,14 +262,7 @@ class Run final : public Pass {
     const std::byte* slot = chunk.group->slot;
     multiply(chunk, at_.down_panels, slot + at_.down + pair * at_.down_panels.pair_bytes, next,
              sums);
-    const float* bias = bias_of(slot, at_.down_bias, pair);
-    const int64_t column = pair * kPair, columns = std::min(kPair, spec_.hidden - column);
-    const int64_t* pairs = batch_.pairs + chunk.group->first + chunk.first_row();
-    const float* row = sums;
-    for (int64_t r = 0; r < chunk.rows(); ++r, row += kPair) {
-      float* out = batch_.out + pairs[r] * spec_.hidden + column;
-      for (int64_t i = 0; i < columns; ++i) out[i] = bias ? row[i] + bias[i] : row[i];
-    }
+    store_outputs(spec_, batch_, chunk, pair, bias_of(slot, at_.down_bias, pair), sums);
   }
 
   const float* bias_of(const std::byte* slot, int64_t section, int64_t pair) const {
