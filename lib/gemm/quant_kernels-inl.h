@@ -223,7 +223,8 @@ struct QInt8 {
 
 // ---- scales and zeros of some blocks, as f32
 
-constexpr int64_t kRange = 16;  // blocks: their values and scales stay in the L1 cache
+constexpr int64_t kRange = 16;       // blocks: their values and scales stay in the L1 cache
+constexpr int64_t kRangesAhead = 2;  // that are fetched meanwhile: of int4 18 KB
 
 struct Factors {
   alignas(64) float scales[kRange * kPair];
@@ -400,12 +401,11 @@ constexpr auto q_tile_functions(std::integer_sequence<int, kRowsLess1...>) {
 }
 
 // do_tile(rows, blocks, factors) for every tile, range by range: a range's weights and factors stay
-// in the L1 cache for all tiles, which fetch their shares of the next one. read(values, count) says
-// where the kernels find the weights of a range; `shift` is what zeros lose because those weights
-// lost it.
+// in the L1 cache for all tiles, which fetch their shares of one further on. read(values, count)
+// says where the kernels find the weights of a range; `shift` is what zeros lose because those
+// weights lost it.
 template <class W, class Read, class DoTile>
 HWY_INLINE void for_each_range(const QuantMultiply& m, int shift, Read read, DoTile do_tile) {
-  constexpr int64_t kRangeBytes = kRange * 2 * W::kPanelBytes;
   const auto* values = reinterpret_cast<const uint8_t*>(m.pair.values);
   const int64_t first_row = m.tiles.first_row(m.first_tile), blocks = m.pair.blocks;
   for (int64_t begin = 0; begin < blocks; begin += kRange) {
@@ -413,12 +413,14 @@ HWY_INLINE void for_each_range(const QuantMultiply& m, int shift, Read read, DoT
     const uint8_t* range = values + begin * 2 * W::kPanelBytes;
     Factors factors;
     load_factors<W>(m.pair, begin, count, shift, &factors);
-    const bool last = begin + count == blocks;
-    fetch_factors(m.pair, last ? 0 : begin + kRange, last ? m.pair_bytes_ahead : 0);
-    const uint8_t* ahead = range + kRangeBytes;
-    if (last) ahead = values + m.pair_bytes_ahead;
+    int64_t next = begin + kRangesAhead * kRange;
+    const bool beyond = next >= blocks;  // of the pair that is next
+    if (beyond) next -= round_up(blocks, kRange);
+    const int64_t bytes_ahead = beyond ? m.pair_bytes_ahead : 0;
+    fetch_factors(m.pair, next, bytes_ahead);
+    const uint8_t* ahead = values + next * 2 * W::kPanelBytes + bytes_ahead;
     const uint8_t* weights = read(range, count);
-    const int64_t lines = last && m.pair_bytes_ahead == 0 ? 0 : 2 * W::kLines;
+    const int64_t lines = beyond && bytes_ahead == 0 ? 0 : 2 * W::kLines;
     for (int64_t t = m.first_tile; t < m.first_tile + m.tile_count; ++t) {
       const int64_t row = m.tiles.first_row(t) - first_row, rows = m.tiles.size(t);
       const std::byte* tile = m.x + row * blocks * kQ8RowBytes;
