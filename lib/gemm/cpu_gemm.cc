@@ -76,7 +76,7 @@ class Run final : public Pass {
         form_(row_form(kernels,
                        takes_bf16_rows(kernels, spec.format.kind, batch.hidden.dtype, rows))),
         layout_(kernels, at_, pairs_in(batch), static_cast<int64_t>(batch.groups.size())),
-        tasks_(batch.groups, form_.max_rows, kChunkRows / form_.max_rows,
+        tasks_(batch.groups, {form_.max_rows}, kChunkRows / form_.max_rows,
                reinterpret_cast<GroupStart*>(batch.workspace.data() + layout_.starts)),
         gate_up_runs_(at_.gate_up_pairs, at_.gate_up_pair_bytes, tasks_.total().chunk, threads_),
         down_runs_(at_.down_pairs, at_.down_pair_bytes, tasks_.total().chunk, threads_) {

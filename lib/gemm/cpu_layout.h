@@ -97,6 +97,15 @@ constexpr Widening choose_widening(size_t weight_bytes, int64_t tiles) {
 // No instruction set has registers for more.
 inline constexpr int64_t kMaxTileRows = 12;
 
+// How many rows a tile has at most: a set of kernels may have other loops for experts of few rows.
+struct TileRows {
+  int64_t most = 0;
+  int64_t few = 0;          // an expert has few rows if it has no more than this
+  int64_t most_of_few = 0;  // of a tile of such an expert; not above `most`
+
+  constexpr int64_t of(int64_t rows) const { return rows <= few ? most_of_few : most; }
+};
+
 // `rows` rows cut into the fewest tiles of at most `most` rows, as even as possible: a last tile of
 // one row would cost as much weight traffic as a full one.
 struct Tiles {

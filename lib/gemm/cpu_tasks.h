@@ -59,9 +59,9 @@ struct Runs {
 
 class TaskList {
  public:
-  // Tiles of at most `tile_rows` rows, chunks of `chunk_tiles` tiles. `starts` has room for one
-  // more than there are groups, is written here and must outlive the list, as must `groups`.
-  TaskList(std::span<const ExpertGroup> groups, int64_t tile_rows, int64_t chunk_tiles,
+  // Chunks of `chunk_tiles` tiles. `starts` has room for one more than there are groups, is written
+  // here and must outlive the list, as must `groups`.
+  TaskList(std::span<const ExpertGroup> groups, const TileRows& tile_rows, int64_t chunk_tiles,
            GroupStart* starts)
       : groups_(groups), tile_rows_(tile_rows), chunk_tiles_(chunk_tiles), starts_(starts) {
     GroupStart start;
@@ -77,7 +77,10 @@ class TaskList {
 
   const GroupStart& total() const { return starts_[groups_.size()]; }
   const GroupStart& start(size_t group) const { return starts_[group]; }
-  Tiles tiles_of(size_t group) const { return {groups_[group].count, tile_rows_}; }
+  Tiles tiles_of(size_t group) const {
+    const int64_t rows = groups_[group].count;
+    return {rows, tile_rows_.of(rows)};
+  }
   size_t group_of_tile(int64_t tile) const { return group_at(&GroupStart::tile, tile); }
 
   // Tasks go group by group, then run by run, then chunk by chunk.
@@ -101,7 +104,7 @@ class TaskList {
   }
 
   std::span<const ExpertGroup> groups_;
-  int64_t tile_rows_;
+  TileRows tile_rows_;
   int64_t chunk_tiles_;
   const GroupStart* starts_;
 };

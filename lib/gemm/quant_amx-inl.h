@@ -164,7 +164,7 @@ void amx_multiply(const QuantMultiply& m) {
 
 constexpr QuantKernels amx_kernels() {
   QuantKernels kernels = quant_kernels("amx", has_amx_int8);
-  kernels.max_rows = kAmxRows;
+  kernels.tile_rows = {kAmxRows, kAmxFewRows, kQMaxRows};
   kernels.multiply_int8 = amx_multiply<QInt8>;
   kernels.multiply_int4 = amx_multiply<QInt4>;
   return kernels;

@@ -62,8 +62,8 @@ class Run final : public Pass {
         batch_(batch),
         at_(quant_sections(spec)),
         layout_(spec, at_, pairs_in(batch), static_cast<int64_t>(batch.groups.size()), threads_),
-        tasks_(batch.groups, exact ? kernels.max_rows : quant.max_rows,
-               kChunkRows / (exact ? kernels.max_rows : quant.max_rows),
+        tile_rows_(exact ? TileRows{kernels.max_rows} : quant.tile_rows),
+        tasks_(batch.groups, tile_rows_, kChunkRows / tile_rows_.most,
                reinterpret_cast<GroupStart*>(batch.workspace.data() + layout_.starts)),
         gate_up_runs_(at_.gate_up_panels.pairs, at_.gate_up_panels.pair_bytes, tasks_.total().chunk,
                       threads_),
@@ -279,6 +279,7 @@ class Run final : public Pass {
   const ExpertBatch& batch_;
   const QuantSections at_;
   const Workspace layout_;
+  const TileRows tile_rows_;
   const TaskList tasks_;
   const Runs gate_up_runs_, down_runs_;
   std::byte* tiles_ = nullptr;    // tile by tile within each group

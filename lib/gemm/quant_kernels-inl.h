@@ -510,7 +510,7 @@ inline void encode_row_q8(const float* values, int8_t* q, Q8Scale* scale) {
 }
 
 constexpr QuantKernels quant_kernels(const char* name, bool (*available)()) {
-  return {name,           available,      kQMaxRows,    q_multiply<QInt8>, q_multiply<QInt4>,
+  return {name,           available,      {kQMaxRows},  q_multiply<QInt8>, q_multiply<QInt4>,
           q_widen<QInt8>, q_widen<QInt4>, encode_row_q8};
 }
 

@@ -55,7 +55,7 @@ struct QuantWiden {
 struct QuantKernels {
   const char* name;
   bool (*available)();
-  int max_rows;  // of a tile
+  TileRows tile_rows;
 
   void (*multiply_int8)(const QuantMultiply&);
   void (*multiply_int4)(const QuantMultiply&);

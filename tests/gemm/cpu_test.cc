@@ -69,6 +69,32 @@ TEST_CASE("each instruction set, forced: same bits for 1, 2, 3 and 8 threads",
   }
 }
 
+TEST_CASE("an expert of any number of rows has the bits of its rows alone in each set", "[gemm]") {
+  for (const cpu::Kernels& kernels : cpu::all_kernels()) {
+    if (!kernels.available()) continue;
+    const auto gemm = cpu::make_gemm(kernels, RowPrecision::fast);
+    for (int64_t rows = 1; rows <= 80; ++rows) {
+      const Problem problem{
+          .spec = {.hidden = 96, .intermediate = 40, .format = {FormatKind::bf16}},
+          .experts = 1,
+          .top_k = 1,
+          .tokens = rows,
+          .rows = DType::bf16,
+          .one_expert = true,
+          .seed = seed()};
+      INFO(kernels.name << ": " << describe(problem));
+      const Prepared prepared = prepare(problem);
+      const Slots slots(*gemm, prepared);
+      const auto together = run(*gemm, prepared, slots);
+      for (int64_t token : {int64_t{0}, rows / 2, rows - 1}) {
+        const auto begin = together.begin() + token * problem.spec.hidden;
+        const std::vector<float> row(begin, begin + problem.spec.hidden);
+        CHECK(same_bits(run(*gemm, alone(prepared, token), slots), row));
+      }
+    }
+  }
+}
+
 TEST_CASE("run() allocates nothing", "[gemm][mission-36]") {
   const auto gemm = cpu::make_gemm(cpu::best_kernels());
   auto executor = make_executor(2);

@@ -119,6 +119,32 @@ TEST_CASE(
     }
 }
 
+TEST_CASE("integer weights: an expert of any number of rows has the same bits in each set",
+          "[gemm][mission-30][mission-42][mission-43]") {
+  for (const Format& format :
+       {Format{FormatKind::int8, 0, DType::bf16}, Format{FormatKind::int4, 32, DType::f16, true}})
+    for (int64_t rows = 1; rows <= 80; ++rows) {
+      const Problem problem{.spec = {.hidden = 96, .intermediate = 40, .format = format},
+                            .experts = 1,
+                            .top_k = 1,
+                            .tokens = rows,
+                            .one_expert = true,
+                            .seed = seed()};
+      const Prepared prepared = prepare(problem);
+      const auto gemm = cpu::make_quant_gemm(cpu::all_quant_kernels().back(), cpu::best_kernels(),
+                                             RowPrecision::automatic);
+      const Slots slots(*gemm, prepared);
+      const auto expected = run(*gemm, prepared, slots);
+      for (const cpu::QuantKernels& kernels : cpu::all_quant_kernels()) {
+        if (!kernels.available()) continue;
+        INFO(kernels.name << ": " << describe(problem));
+        const auto other =
+            cpu::make_quant_gemm(kernels, cpu::best_kernels(), RowPrecision::automatic);
+        CHECK(same_bits(run(*other, prepared, slots), expected));
+      }
+    }
+}
+
 TEST_CASE("integer weights: run() allocates nothing", "[gemm][mission-36]") {
   for (RowPrecision rows : kPrecisions) {
     const auto gemm = best(rows);
