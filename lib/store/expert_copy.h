@@ -17,6 +17,7 @@ struct ExpertCopy {
   uint64_t digest = 0;
   int32_t leases = 0;  // waves and scrubs that use it now
   bool late = false;   // its move ended before it was filled, or freed: see settle_late()
+  Status reason;       // why it failed
   int64_t next = -1;   // the slot of the expert's next copy
 };
 

@@ -31,11 +31,11 @@ Status Versions::load_beside(std::span<const Need> needs, StoreLayer& layer, int
     SlotClass& routed = classes[layer.routed.slot_class];
     for (const Move::Filling& f : move.filling) {
       if (f.slot < 0) continue;
-      const bool routed_one = f.need.expert != kSharedExpert;
-      if (routed_one && routed.paged()) {
-        const CopyRef ref{layer.routed.slot_class, f.slot};
-        if (copy_at(ref).state != CopyState::ready) continue;  // late: settle_late() finds it
-        const ExpertId id{layer.spec.layer, f.need.expert};
+      const CopyRef ref{layer.routed.slot_class, f.slot};
+      if (f.need.expert == kSharedExpert) continue;
+      if (copy_at(ref).state != CopyState::ready) continue;  // late: settle_late() finds it
+      const ExpertId id{layer.spec.layer, f.need.expert};
+      if (routed.paged()) {
         const bool follows = routed.residency->versions(id) == 1 && routed.pool->free() >= at_once;
         if (follows) {
           routed.residency->add(id, f.need.version);
@@ -43,9 +43,11 @@ Status Versions::load_beside(std::span<const Need> needs, StoreLayer& layer, int
           transition(copy_at(ref), CopyState::draining);
           free_slot(ref);
         }
-      } else if (routed_one &&
-                 !routed.residency->resident({layer.spec.layer, f.need.expert}, f.need.version)) {
-        routed.residency->add({layer.spec.layer, f.need.expert}, f.need.version);
+      } else if (!routed.residency->resident(id, f.need.version)) {
+        if (routed.residency->versions(id) < Residency::kVersions)
+          routed.residency->add(id, f.need.version);
+        else
+          set_late(ref);  // a third one is counted when another has gone
       }
     }
     MOE_RETURN_IF_ERROR(status);

@@ -121,7 +121,7 @@ Status Mover::load(StoreLayer& layer, Need need, int64_t slot,
                        .phase = Phase::load});
     transition(copy, digest.ok() ? CopyState::ready : CopyState::failed);
     if (digest.ok()) copy.digest = known = *digest;
-    expert.reason = digest.ok() ? Status() : digest.status();
+    copy.reason = expert.reason = digest.ok() ? Status() : digest.status();
     version.reset();  // before anybody can see that this fill has ended
     ++changes;
   }
@@ -160,6 +160,7 @@ Status Mover::fill(Move& m, int64_t end_ns, int at_once) {
     if (f.status.ok()) continue;  // else it never began
     ExpertCopy& copy = copy_at({compute_of(*f.layer, f.need.expert).slot_class, f.slot});
     transition(copy, CopyState::failed);
+    copy.reason = f.status;
   }
   const auto copy_of = [&](const Move::Filling& f) -> ExpertCopy& {
     return copy_at({compute_of(*f.layer, f.need.expert).slot_class, f.slot});
@@ -178,12 +179,10 @@ Status Mover::fill(Move& m, int64_t end_ns, int at_once) {
     for (Move::Filling& f : m.filling) {
       if (f.slot >= 0) {
         ExpertCopy& copy = copy_of(f);
-        if (f.status.ok() && copy.state == CopyState::failed)
-          f.status = record(*f.layer, f.need.expert).reason;
+        if (f.status.ok() && copy.state == CopyState::failed) f.status = copy.reason;
         if (in_flight(copy)) {
           late = &f;
-          copy.late = true;
-          ++classes[compute_of(*f.layer, f.need.expert).slot_class].late;
+          set_late({compute_of(*f.layer, f.need.expert).slot_class, f.slot});
           if (f.status.ok()) f.status = in_time.at({.layer = f.layer->spec.layer});
         }
         if (copy.state == CopyState::failed)
@@ -204,6 +203,10 @@ void Mover::begin_move(size_t count) {
   move.reserve(count);
 }
 
+void Mover::set_late(CopyRef ref) {
+  if (!std::exchange(copy_at(ref).late, true)) ++classes[ref.slot_class].late;
+}
+
 void Mover::settle_late() {
   for (size_t c = 0; c < classes.size(); ++c)
     for (size_t i = 0; classes[c].late > 0 && i < classes[c].copies.size(); ++i)
@@ -222,7 +225,8 @@ void Mover::settle_late(CopyRef ref) {
   const bool ready = copy.state == CopyState::ready;
   const bool other = held && has_other(layer, copy);  // that the residency means
   const bool full = residency && slots.paged() && residency->used() >= residency->slots();
-  const bool surplus = ready && (other || (!held && full));
+  const bool waits = residency && !held && residency->versions(id) == Residency::kVersions;
+  const bool surplus = ready && (other || waits || (!held && full));
   // Where nothing is paged a table may name it: a sweep or the next shrinking sees to it.
   if (surplus && (copy.leases > 0 || !slots.paged())) return;
   copy.late = false;
@@ -288,7 +292,7 @@ Status Mover::drain(Move& m, int64_t end_ns) {
 void Mover::keep(const Move& m) {
   for (const CopyRef ref : m.leaving) {
     const ExpertCopy& copy = copy_at(ref);
-    if (copy.state != CopyState::ready || copy.expert == kSharedExpert) continue;
+    if (copy.state != CopyState::ready || copy.late || copy.expert == kSharedExpert) continue;
     const ExpertId id{layers[static_cast<size_t>(copy.layer)]->spec.layer, copy.expert};
     Residency& residency = *classes[ref.slot_class].residency;
     if (!residency.resident(id, copy.version)) residency.add(id, copy.version);
@@ -301,6 +305,7 @@ Status Mover::shrink(SlotClass& slots, int64_t end_ns) {
     uint64_t seen;
     {
       auto lock = locked();
+      settle_late();  // else what it drops would be waited for
       const int64_t surplus = slots.residency->used() - slots.residency->slots();
       if (surplus <= 0) return {};
       begin_move(static_cast<size_t>(surplus));

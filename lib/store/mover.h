@@ -78,6 +78,8 @@ struct Mover : StoreState {
   void keep(const Move& move);
   // An expert without a ready copy is no resident.
   void forget(const StoreLayer& layer, Need need);
+  // Leaves a copy to settle_late().
+  void set_late(CopyRef ref);
   // Gives back what late fills left: such a copy finds its place among the residents, or goes.
   void settle_late();
   void settle_late(CopyRef ref);

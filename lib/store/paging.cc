@@ -47,6 +47,8 @@ Result<bool> ExpertStore::Impl::plan_wave(StoreLayer& layer, std::span<const Nee
   SlotClass& slots = classes[layer.routed.slot_class];
   Residency& residency = *slots.residency;
   begin_move(needed.size());
+  wave_slots.clear();
+  wave_slots.reserve(needed.size());
   pending.clear();
   pending.reserve(needed.size());
   for (const Need& need : needed) {
@@ -63,9 +65,12 @@ Result<bool> ExpertStore::Impl::plan_wave(StoreLayer& layer, std::span<const Nee
           std::max(thrash_news, slots.thrash.used(taken.hit, expert.evicted_at, residency.slots()));
     if (taken.hit) {
       ++paging.hits;
-      ++find_copy(layer, taken.need)->leases;
+      ExpertCopy& copy = *find_copy(layer, taken.need);
+      ++copy.leases;
+      wave_slots.push_back(slot_of(layer.routed, copy));
       continue;
     }
+    wave_slots.push_back(-1);
     move.filling.push_back({.layer = &layer, .need = taken.need});
     if (early) prefetcher->ledger.prefetched({layer.spec.layer, taken.need.expert}, taken.evicted);
     if (!early && prefetcher) prefetcher->ledger.evicted(taken.evicted);
@@ -126,11 +131,15 @@ Status ExpertStore::Impl::acquire(StoreLayer& layer, std::span<const Need> neede
   tell_thrash(layer);
   auto lock = locked();
   if (status.ok()) {
-    for (const Move::Filling& f : move.filling) ++find_copy(layer, f.need)->leases;
     SlotClass& slots = classes[layer.routed.slot_class];
-    for (const Residency::Decision& taken : wave) {
-      const int64_t slot = slot_of(layer.routed, *find_copy(layer, taken.need));
-      held->members.push_back({taken.need, slots.pool->address(slot), slot});
+    auto filled = move.filling.begin();
+    for (size_t i = 0; i < wave.size(); ++i) {
+      int64_t slot = wave_slots[i];
+      if (!wave[i].hit) {
+        slot = (filled++)->slot;
+        ++slots.copies[static_cast<size_t>(slot)].leases;
+      }
+      held->members.push_back({wave[i].need, slots.pool->address(slot), slot});
     }
     paging.stall_ns += clock.now_ns() - start;
     ++paging.waves;
@@ -154,8 +163,8 @@ Status ExpertStore::Impl::make_wave(StoreLayer& layer, std::span<const Need> nee
   const Status status = carry_out(layer, end_ns, false);
   if (status.ok()) return {};
   auto lock = locked();
-  for (const Residency::Decision& taken : wave)
-    if (taken.hit) --find_copy(layer, taken.need)->leases;
+  for (const int64_t slot : wave_slots)
+    if (slot >= 0) --copy_at({layer.routed.slot_class, slot}).leases;
   ++changes;
   changed.notify_all();
   return status;
@@ -164,19 +173,17 @@ Status ExpertStore::Impl::make_wave(StoreLayer& layer, std::span<const Need> nee
 // What was planned. On an error, what was read well stays resident.
 Status ExpertStore::Impl::carry_out(StoreLayer& layer, int64_t end_ns, bool early) {
   Status status = drain(move, end_ns);
-  {
+  if (!status.ok()) {
+    for (Move::Filling& f : move.filling) f.status = status;
     auto lock = locked();
-    if (status.ok())
-      paging.evictions += static_cast<int64_t>(move.leaving.size());
-    else
-      keep(move);
+    settle(move, early);
+    keep(move);
+    return status;
   }
   const int64_t start = services.clock().now_ns();
-  if (status.ok() && !move.filling.empty())
-    status = fill(move, end_ns, options.io_threads);
-  else if (!status.ok())
-    for (Move::Filling& f : move.filling) f.status = status;
+  if (!move.filling.empty()) status = fill(move, end_ns, options.io_threads);
   auto lock = locked();
+  paging.evictions += static_cast<int64_t>(move.leaving.size());
   settle(move, early);
   if (prefetcher && status.ok() && !move.filling.empty()) {
     const int64_t each =

@@ -1,6 +1,7 @@
 #include "store/residency.h"
 
 #include <algorithm>
+#include <cassert>
 
 #include "core/error.h"
 
@@ -72,6 +73,7 @@ void Residency::pin(int32_t layer, std::span<const Need> needs, bool on) {
 void Residency::add(ExpertId id, uint32_t version) {
   Slots& held = held_[static_cast<size_t>(index_.find(id))];
   const bool first = !resident(id);
+  assert(versions(id) < kVersions);
   held.version[held.version[0] == 0 ? 0 : 1] = version;
   ++of_layer_[static_cast<size_t>(index_.position(id.layer))];
   ++used_;
@@ -146,14 +148,19 @@ Status Residency::take_wave(int32_t layer, const Leases* leases, std::vector<Nee
     Decision taken{need, resident(id, need.version), {}, 0};
     if (!taken.hit) {
       if (!room) return true;
-      if (full(layer) || used_ >= slots_) {
+      if (versions(id) == kVersions) {
+        if (!may_go.contains(id)) return true;
+        taken.evicted = id;
+      } else if (full(layer) || used_ >= slots_) {
         const Result<ExpertId> out = choose(id, may_go);
         if (!out.ok()) status = out.status();
         room = out.ok() && out->expert >= 0;
         if (!room) return true;
         taken.evicted = *out;
-        taken.evicted_version = may_go.version(*out);
-        drop(*out, taken.evicted_version);
+      }
+      if (taken.evicted.expert >= 0) {
+        taken.evicted_version = may_go.version(taken.evicted);
+        drop(taken.evicted, taken.evicted_version);
       }
       add(id, need.version);
     }

@@ -21,9 +21,12 @@ struct Need {
   friend bool operator==(const Need&, const Need&) = default;
 };
 
-// Not thread-safe. `policy` must outlive it. An expert is held in at most two versions.
+// Not thread-safe. `policy` must outlive it. An expert is held in at most kVersions versions: a
+// third one waits, or takes the place of one that may go.
 class Residency {
  public:
+  static constexpr int kVersions = 2;
+
   // Says which copies may not go, because somebody computes with them.
   class Leases {
    public:
@@ -57,7 +60,7 @@ class Residency {
   // Gives `incoming` a slot: a free one, or that of the expert named in *evicted ({}: nobody).
   // False if nobody may go. Fails if the policy names an expert that may not.
   Result<bool> admit(ExpertId incoming, const EvictionCandidates& may_go, ExpertId* evicted);
-  // The same whatever the number of slots.
+  // The same whatever the number of slots, of an expert with fewer than kVersions.
   void add(ExpertId id, uint32_t version);
 
   // Takes the slot of a resident away.
@@ -77,8 +80,8 @@ class Residency {
  private:
   class Unpinned;
   struct Slots {
-    std::array<uint32_t, 2> version{};  // 0: none
-    std::array<bool, 2> pinned{};       // the wave's forward still needs it
+    std::array<uint32_t, kVersions> version{};  // 0: none
+    std::array<bool, kVersions> pinned{};       // the wave's forward still needs it
   };
 
   bool holds(ExpertId id, int place) const {

@@ -61,8 +61,9 @@ Status ExpertStore::Impl::repair(const Inspected& bad, int64_t end_ns) {
   return bad.need.expert == kSharedExpert ? replace_shared(bad, end_ns) : replace(bad, end_ns);
 }
 
-// Begins a move that fills another copy. False if `bad` went by itself: its slot may hold anything
-// since the lease ended. Inside the gate.
+// Begins a move that fills another copy, unless nobody names the version any more: its source may
+// be gone. False if `bad` went by itself: its slot may hold anything since the lease ended. Inside
+// the gate.
 bool ExpertStore::Impl::begin_replacement(const Inspected& bad) {
   auto lock = locked();
   begin_move(1);
@@ -70,7 +71,8 @@ bool ExpertStore::Impl::begin_replacement(const Inspected& bad) {
   if (copy.state != CopyState::ready || copy.layer != static_cast<int32_t>(bad.layer->index) ||
       Need{copy.expert, copy.version} != bad.need)
     return false;
-  move.filling.push_back({.layer = bad.layer, .need = bad.need});
+  if (find_version(bad.need.version))
+    move.filling.push_back({.layer = bad.layer, .need = bad.need});
   return true;
 }
 
@@ -90,17 +92,14 @@ Status ExpertStore::Impl::replace(const Inspected& bad, int64_t end_ns) {
   const Status drained = drain(move, end_ns);
   if (!drained.ok()) {  // it stays until a later move, or until a fresh copy comes
     auto lock = locked();
-    copy_at(bad.ref).late = true;
-    ++classes[bad.ref.slot_class].late;
+    set_late(bad.ref);
     return status.ok() ? drained : status;
   }
   const bool in_place = status.code() == StatusCode::resource_exhausted;
   if (in_place) status = fill(move, end_ns, options.io_threads);
   auto lock = locked();
-  if (!status.ok())
-    forget(*bad.layer, bad.need);
-  else if (in_place)
-    status = publish(*bad.layer);
+  forget(*bad.layer, bad.need);
+  if (in_place && status.ok()) status = publish(*bad.layer);
   return status;
 }
 
@@ -113,7 +112,8 @@ Status ExpertStore::Impl::replace_shared(const Inspected& bad, int64_t end_ns) {
       return Status(StatusCode::deadline_exceeded, "the deadline passed before a repair's turn");
     if (!begin_replacement(bad)) return {};
     MOE_RETURN_IF_ERROR(fill(move, end_ns, options.io_threads));  // else nothing can replace it
-    MOE_RETURN_IF_ERROR(renew_block(*bad.layer, bad.need.version, move.filling.front().slot));
+    for (const Move::Filling& fresh : move.filling)
+      MOE_RETURN_IF_ERROR(renew_block(*bad.layer, bad.need.version, fresh.slot));
   }
   return leave_old(false, end_ns);
 }

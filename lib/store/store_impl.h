@@ -128,6 +128,7 @@ struct ExpertStore::Impl : Versions {
   // Inside the gate.
   std::vector<Need> pending;
   std::vector<Residency::Decision> wave;
+  std::vector<int64_t> wave_slots;  // of its hits, leased; -1 of the others
 
   // With the mutex.
   Thrash::News thrash_news = Thrash::News::none;

@@ -159,7 +159,7 @@ Script random_script(Random& random, const World& world) {
       } else if (kind < 90) {
         op.kind = Op::scrub;
       } else {
-        op.kind = kind < 95 ? Op::fail_read : Op::fail_memory;
+        op.kind = kind < 94 ? Op::fail_read : kind < 98 ? Op::fail_memory : Op::late;
       }
       task.push_back(op);
     }

@@ -337,7 +337,9 @@ class Subject {
         if (copy.leases != 0) note("a lease is left");
         routed += copy.state == CopyState::ready && copy.expert != kSharedExpert;
       }
-      if (slots.residency && slots.residency->used() != routed) note("slots are counted wrong");
+      if (slots.residency && slots.residency->used() != routed)
+        note("slots are counted wrong: " + std::to_string(slots.residency->used()) + " of " +
+             std::to_string(routed));
     }
   }
 
