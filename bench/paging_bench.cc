@@ -244,7 +244,7 @@ int run(const char* directory, const char* trace_file, int64_t tokens, int round
       static_cast<double>(setup.packed_bytes()) / 1e6, static_cast<double>(setup.memory()) / 1e6,
       static_cast<double>(setup.memory() + kOverhead) / 1e6, trace.top_k,
       static_cast<long long>(tokens), static_cast<long long>(kWarmUp));
-  for (const Mode other : {kMmap, kWillNeed}) compare(setup, other, tokens, rounds);
+  for (const Mode other : {kWillNeed, kMmap}) compare(setup, other, tokens, rounds);
   return 0;
 }
 

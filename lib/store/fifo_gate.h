@@ -53,6 +53,11 @@ class FifoGate {
     turn_.notify_all();
     return false;
   }
+  // How many are inside or wait.
+  size_t callers() const {
+    std::lock_guard lock(mutex_);
+    return queue_.size();
+  }
   void leave() {
     {
       std::lock_guard lock(mutex_);
@@ -62,7 +67,7 @@ class FifoGate {
   }
 
  private:
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::condition_variable turn_;
   std::set<uint64_t> queue_;  // the first is inside
   uint64_t next_ = 0;

@@ -101,6 +101,7 @@ ExpertStoreStats ExpertStore::stats() const {
 std::vector<Heartbeat> ExpertStore::heartbeats() const {
   const Clock& clock = impl_->services.clock();
   std::vector<Heartbeat> all = impl_->loader.heartbeats(clock);
+  for (Heartbeat& beat : impl_->quiet_loader.heartbeats(clock)) all.push_back(std::move(beat));
   for (Heartbeat& beat : impl_->prefetch_thread.heartbeats(clock)) all.push_back(std::move(beat));
   if (impl_->scrubber.started()) all.push_back(impl_->scrubber.heartbeat(clock));
   return all;

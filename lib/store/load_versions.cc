@@ -7,11 +7,20 @@
 
 namespace moe {
 
+// The quiet one, unless forwards page: those may wait for their turn behind what it does.
+Result<Loader*> Versions::loader_beside() {
+  if (std::any_of(classes.begin(), classes.end(), [](auto& c) { return c.paged(); }))
+    return &loader;
+  MOE_RETURN_IF_ERROR(start_quiet_loader());
+  return &quiet_loader;
+}
+
 // Loads what `targets` name in `version` into free slots that no table names yet. Of a paged layer
 // those stay whose place in memory they are to take, as long as the spare slots allow: the others
 // are read and verified, and read again when somebody needs them. On an error nothing stays.
 Status Versions::load_beside(std::span<const Need> needs, StoreLayer& layer, int64_t end_ns,
                              int at_once) {
+  MOE_ASSIGN_OR_RETURN(Loader* const by, loader_beside());
   for (size_t begin = 0; begin < needs.size();) {
     const FifoGate::Turn turn(gate, services.clock(), end_ns, schedule);
     if (!turn.entered())
@@ -26,7 +35,7 @@ Status Versions::load_beside(std::span<const Need> needs, StoreLayer& layer, int
       }
     }
     begin += count;
-    const Status status = fill(move, end_ns, at_once);
+    const Status status = fill(move, end_ns, at_once, *by);
     auto lock = locked();
     SlotClass& routed = classes[layer.routed.slot_class];
     for (const Move::Filling& f : move.filling) {

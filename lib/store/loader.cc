@@ -3,14 +3,17 @@
 #include <system_error>
 #include <utility>
 
+#include <sys/resource.h>
+
 #include "core/error.h"
 
 namespace moe {
 
-Status Loader::start(int threads, const Clock& clock, const char* name) {
+Status Loader::start(int threads, const Clock& clock, const char* name, int niceness) {
   try {
     clock_ = &clock;
     name_ = name;
+    niceness_ = niceness;
     {
       std::lock_guard lock(mutex_);
       beats_.assign(static_cast<size_t>(threads), {.at_ns = clock.now_ns()});
@@ -41,6 +44,7 @@ void Loader::submit(std::function<void()> job) {
 }
 
 void Loader::serve(size_t thread) {
+  if (niceness_ > 0) (void)::setpriority(PRIO_PROCESS, 0, niceness_);  // of this thread
   std::unique_lock lock(mutex_);
   const auto beat = [&](bool busy) {
     Beat& mine = beats_[thread];

@@ -21,8 +21,8 @@ class Loader {
  public:
   ~Loader();
 
-  // Starts the threads; resource_exhausted if the system has none.
-  Status start(int threads, const Clock& clock, const char* name = "loader");
+  // Starts the threads, as nice(1) as that; resource_exhausted if the system has none.
+  Status start(int threads, const Clock& clock, const char* name = "loader", int niceness = 0);
 
   // Runs `job` on some thread, first come, first served. Jobs do not throw.
   void submit(std::function<void()> job);
@@ -41,6 +41,7 @@ class Loader {
   mutable std::mutex mutex_;
   const Clock* clock_ = nullptr;
   const char* name_ = "";
+  int niceness_ = 0;
   std::vector<Beat> beats_;  // by thread
   std::condition_variable work_;
   std::deque<std::function<void()>> jobs_;

@@ -18,6 +18,16 @@ Status Mover::start_loader() {
   return status;
 }
 
+// Niceness 10 is a tenth of a core where forwards take all of it.
+Status Mover::start_quiet_loader() {
+  constexpr int kNiceness = 10;
+  if (std::exchange(quiet_started, true) || schedule) return {};
+  const Status status =
+      quiet_loader.start(options.io_threads, services.clock(), "reload", kNiceness);
+  quiet_started = status.ok();
+  return status;
+}
+
 // ---- slots and their copies
 
 bool LeasedCopies::leased(ExpertId id, uint32_t version) const noexcept {
@@ -131,7 +141,7 @@ Status Mover::load(StoreLayer& layer, Need need, int64_t slot,
   return digest.status();
 }
 
-Status Mover::fill(Move& m, int64_t end_ns, int at_once) {
+Status Mover::fill(Move& m, int64_t end_ns, int at_once, Loader& by) {
   for (Move::Filling& f : m.filling) {
     if (Status status = wait([&] { return loads_in_flight < at_once; }, end_ns); !status.ok()) {
       f.status = status;
@@ -153,7 +163,7 @@ Status Mover::fill(Move& m, int64_t end_ns, int at_once) {
       if (schedule)
         schedule->spawn(std::move(job));
       else
-        loader.submit(std::move(job));
+        by.submit(std::move(job));
       ++loads_in_flight;
       return {};
     });

@@ -43,6 +43,7 @@ struct Mover : StoreState {
   using StoreState::StoreState;
 
   Status start_loader();
+  Status start_quiet_loader();
 
   // ---- between enter and leave of `gate`, without the mutex
 
@@ -50,8 +51,9 @@ struct Mover : StoreState {
   // On an error they stay.
   Status drain(Move& move, int64_t end_ns);
   // Gives every filling a slot, reads and verifies it in the background, `at_once` at a time, and
-  // waits. Afterwards its copy is ready or gone (status); no table names it yet.
-  Status fill(Move& move, int64_t end_ns, int at_once);
+  // waits. Afterwards its copy is ready or gone (status); no table names it yet. `by` is `loader`
+  // or, where no forward can wait for it, `quiet_loader`.
+  Status fill(Move& move, int64_t end_ns, int at_once, Loader& by);
   // Evicts until the class fits its size.
   Status shrink(SlotClass& slots, int64_t end_ns);
   // Waits until no reader uses a table that was retired before this call, and recycles those.
@@ -102,10 +104,11 @@ struct Mover : StoreState {
   // With the mutex.
   std::vector<std::unique_ptr<ExpertTable>> retired;
   uint64_t epoch = 0;
-  bool loading_started = false;
+  bool loading_started = false, quiet_started = false;
   int loads_in_flight = 0;
 
-  Loader loader;  // its threads use everything above
+  Loader loader;        // its threads use everything above
+  Loader quiet_loader;  // ditto; forwards' threads come first
 };
 
 }  // namespace moe

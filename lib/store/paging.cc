@@ -37,7 +37,9 @@ void ExpertStore::Impl::accessed(StoreLayer& layer, std::span<const int32_t> exp
   classes[layer.routed.slot_class].residency->policy().accessed(
       {layer.spec.layer, experts, probabilities});
   for (const int32_t e : experts) ++layer.experts[static_cast<size_t>(e)].uses;
-  if (prefetcher) prefetcher->used(layer.spec.layer, experts);
+  if (!prefetcher) return;
+  if (prefetcher->layer == layer.index) prefetcher->experts.clear();  // it is a guess no more
+  prefetcher->used(layer.spec.layer, experts);
 }
 
 // Decides the next wave of `needed`: who is leased now, who leaves, who comes. False if nothing can
@@ -181,7 +183,7 @@ Status ExpertStore::Impl::carry_out(StoreLayer& layer, int64_t end_ns, bool earl
     return status;
   }
   const int64_t start = services.clock().now_ns();
-  if (!move.filling.empty()) status = fill(move, end_ns, options.io_threads);
+  if (!move.filling.empty()) status = fill(move, end_ns, options.io_threads, loader);
   auto lock = locked();
   paging.evictions += static_cast<int64_t>(move.leaving.size());
   settle(move, early);

@@ -70,7 +70,7 @@ void ExpertStore::Impl::prefetch(StoreLayer& layer, std::span<const int32_t> exp
     prefetcher->sample.cost_ns += cost_ns;
     if (experts.empty() || prefetcher->pending) return;
     prefetcher->layer = layer.index;
-    prefetcher->experts.assign(experts.begin(), experts.end());
+    prefetcher->experts.assign(experts.rbegin(), experts.rend());
     prefetcher->pending = true;
   }
   const auto job = [this] {
@@ -84,12 +84,21 @@ void ExpertStore::Impl::prefetch(StoreLayer& layer, std::span<const int32_t> exp
     prefetch_thread.submit(job);
 }
 
-// One move, planned as a wave is; whoever waits behind it counts that as a cost.
+// One expert after the other, each in a move of its own that is planned as a wave is: a forward
+// that misses meanwhile goes before the next one, and counts its wait behind the one as a cost.
 Status ExpertStore::Impl::run_prefetch() {
   constexpr int64_t kDeadlineNs = 10'000'000'000;
   const int64_t end_ns = services.clock().now_ns() + kDeadlineNs;
+  for (bool more = true; more;) {
+    MOE_ASSIGN_OR_RETURN(more, prefetch_one(end_ns));
+  }
+  return {};
+}
+
+// The most urgent expert of the guess that is not here; false if there is none, or no room.
+Result<bool> ExpertStore::Impl::prefetch_one(int64_t end_ns) {
   const FifoGate::Turn turn(gate, services.clock(), end_ns, schedule);
-  if (!turn.entered()) return {};
+  if (!turn.entered()) return false;
   StoreLayer& layer = *layers[prefetcher->layer];
   struct Flag {
     std::atomic<bool>& on;
@@ -98,16 +107,19 @@ Status ExpertStore::Impl::run_prefetch() {
   } const flag(prefetching);
   {
     auto lock = locked();
-    std::vector<Need> needs;
-    for (const int32_t e : prefetcher->experts) {
-      const Need need{e, layer.serving->experts[static_cast<size_t>(e)]};
-      if (!find_copy(layer, need)) needs.push_back(need);
-    }
-    if (needs.empty()) return {};
-    MOE_ASSIGN_OR_RETURN(const bool planned, plan_wave(layer, needs, true));
-    if (!planned) return {};
+    std::vector<int32_t>& left = prefetcher->experts;
+    const auto need = [&] {
+      return Need{left.back(), layer.serving->experts[static_cast<size_t>(left.back())]};
+    };
+    while (!left.empty() && find_copy(layer, need())) left.pop_back();
+    if (left.empty()) return false;
+    const Need next = need();
+    left.pop_back();
+    MOE_ASSIGN_OR_RETURN(const bool planned, plan_wave(layer, {&next, 1}, true));
+    if (!planned) return false;
   }
-  return carry_out(layer, end_ns, true);
+  MOE_RETURN_IF_ERROR(carry_out(layer, end_ns, true));
+  return true;
 }
 
 }  // namespace moe

@@ -32,7 +32,7 @@ struct Prefetcher {
 
   bool pending = false;          // a job waits or works
   size_t layer = 0;              // what it fetches: of this store layer
-  std::vector<int32_t> experts;  // these, the most urgent first
+  std::vector<int32_t> experts;  // these, the most urgent last
 
  private:
   Prefetcher(std::span<const LayerExperts> layers, PrefetchKind kind);

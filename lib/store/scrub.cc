@@ -82,7 +82,7 @@ Status ExpertStore::Impl::replace(const Inspected& bad, int64_t end_ns) {
   if (!turn.entered())
     return Status(StatusCode::deadline_exceeded, "the deadline passed before a repair's turn");
   if (!begin_replacement(bad)) return {};
-  Status status = fill(move, end_ns, options.io_threads);
+  Status status = fill(move, end_ns, options.io_threads, loader);
   if (!status.ok() && stays(bad.ref)) return status;
   {
     auto lock = locked();
@@ -96,7 +96,7 @@ Status ExpertStore::Impl::replace(const Inspected& bad, int64_t end_ns) {
     return status.ok() ? drained : status;
   }
   const bool in_place = status.code() == StatusCode::resource_exhausted;
-  if (in_place) status = fill(move, end_ns, options.io_threads);
+  if (in_place) status = fill(move, end_ns, options.io_threads, loader);
   auto lock = locked();
   forget(*bad.layer, bad.need);
   if (in_place && status.ok()) status = publish(*bad.layer);
@@ -111,7 +111,8 @@ Status ExpertStore::Impl::replace_shared(const Inspected& bad, int64_t end_ns) {
     if (!turn.entered())
       return Status(StatusCode::deadline_exceeded, "the deadline passed before a repair's turn");
     if (!begin_replacement(bad)) return {};
-    MOE_RETURN_IF_ERROR(fill(move, end_ns, options.io_threads));  // else nothing can replace it
+    MOE_RETURN_IF_ERROR(
+        fill(move, end_ns, options.io_threads, loader));  // else nothing can replace it
     for (const Move::Filling& fresh : move.filling)
       MOE_RETURN_IF_ERROR(renew_block(*bad.layer, bad.need.version, fresh.slot));
   }

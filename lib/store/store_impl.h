@@ -81,6 +81,7 @@ struct ExpertStore::Impl : Versions {
   void prefetch(StoreLayer& layer, std::span<const int32_t> experts, int64_t cost_ns);
   void prefetch_predicted(const StoreLayer& after);
   Status run_prefetch();
+  Result<bool> prefetch_one(int64_t end_ns);
   Status start_prefetching();
 
   // ---- how it is opened (expert_store.cc), what it begins with (first_tables.cc), and what it

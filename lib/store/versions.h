@@ -37,6 +37,7 @@ struct Versions : Mover {
   Status load_target(const LayerTarget& target, const Version& version, int at_once,
                      int64_t end_ns);
   Status load_needs(StoreLayer& layer, std::span<const Need> needs, int at_once, int64_t end_ns);
+  Result<Loader*> loader_beside();
   Status load_beside(std::span<const Need> needs, StoreLayer& layer, int64_t end_ns, int at_once);
   Result<int64_t> free_slots(const Compute& compute, int64_t count, int64_t end_ns);
   Status make_room(const Compute& compute, int64_t count, int64_t more, int64_t end_ns);

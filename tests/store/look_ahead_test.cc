@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <condition_variable>
+#include <mutex>
 #include <thread>
 
 #include "store/store_faults.h"
@@ -168,4 +170,121 @@ TEST_CASE("prefetching that loses is switched off, with the same bytes", "[store
   CHECK(lost.stats.lost > 0);
   CHECK(lost.stats.saved_ns < lost.stats.cost_ns);
   CHECK_FALSE(lost.stats.enabled);
+}
+
+namespace {
+
+// Reads of one layer's experts wait for somebody who lets them through, one by one.
+class GuardedSource final : public WeightSource {
+ public:
+  GuardedSource(const WeightSource& inner, int32_t guarded) : inner_(inner), guarded_(guarded) {}
+  const std::vector<LayerSpec>& layers() const noexcept override { return inner_.layers(); }
+  Result<TensorShape> describe(const WeightId& id) const override { return inner_.describe(id); }
+  Status read(const WeightId& id, const MutableTensorView& out) const override {
+    if (id.kind == WeightKind::gate) {
+      std::unique_lock lock(mutex_);
+      begun_.push_back({id.layer, id.expert});
+      changed_.notify_all();
+      changed_.wait(lock, [&] { return open_ || id.layer != guarded_ || passes_ > 0; });
+      if (id.layer == guarded_) --passes_;
+    }
+    return inner_.read(id, out);
+  }
+  std::string_view name() const noexcept override { return "guarded"; }
+
+  // Experts, in the order in which their reads began since open_all(false).
+  std::vector<ExpertId> begun() const {
+    std::lock_guard lock(mutex_);
+    return begun_;
+  }
+  void wait_for(size_t reads) const {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return begun_.size() >= reads; });
+  }
+  void let_one() {
+    std::lock_guard lock(mutex_);
+    ++passes_;
+    changed_.notify_all();
+  }
+  void open_all(bool open) {
+    std::lock_guard lock(mutex_);
+    open_ = open;
+    passes_ = 0;
+    begun_.clear();
+    changed_.notify_all();
+  }
+
+ private:
+  const WeightSource& inner_;
+  const int32_t guarded_;
+  mutable std::mutex mutex_;
+  mutable std::condition_variable changed_;
+  mutable std::vector<ExpertId> begun_;
+  mutable int passes_ = 0;
+  bool open_ = true;
+};
+
+}  // namespace
+
+TEST_CASE("a miss waits for one early read at most, and the governor counts it",
+          "[store][mission-87]") {
+  Random random(test::seed());
+  const RandomModel weights(layers(), random);
+  GuardedSource source(weights.source(), 1);
+  const ReadingClock clock;
+  ModelOptions options;
+  options.expert_memory = memory_for(12, 0);
+  options.prefetch = PrefetchKind::activation;
+  options.host.clock = &clock;
+  auto answers = Model::create(weights.source());
+  auto model = Model::create(source, options);
+  REQUIRE_OK(answers.status());
+  REQUIRE_OK(model.status());
+  ExpertStore::Impl& store = *model->store().impl();
+  const Rows hidden(random, 1, 24, DType::f32);
+  const auto use = [&](int32_t layer, std::vector<int32_t> ids) {
+    std::vector<float> even(ids.size(), 0.5f);
+    const Routing routing{1, 2, ids.data(), even.data()};
+    const Forwarded got = forward(*model, layer, hidden, {.routing_in = &routing}),
+                    should = forward(*answers, layer, hidden, {.routing_in = &routing});
+    return got.status.ok() && got.out == should.out;
+  };
+  const auto idle = [&] {
+    auto lock = store.locked();
+    return !store.prefetcher->pending;
+  };
+  const auto sleep = [] { std::this_thread::sleep_for(std::chrono::microseconds(100)); };
+  for (const int32_t missed : {0, 1}) {
+    const std::vector<int32_t> guess = missed == 0 ? std::vector{3, 5, 7} : std::vector{11, 12, 13};
+    CAPTURE(missed);
+    source.open_all(false);
+    const int64_t cost = model->store().stats().prefetch.cost_ns;
+    store.prefetch(*store.find(1), guess, 0);
+    source.wait_for(1);  // the first guess is being read, the others wait
+    // A forward of another layer, or of the very one that was guessed: all of it, or in part.
+    const std::vector<int32_t> wanted = missed == 0 ? std::vector{8, 9} : std::vector{10, 12};
+    std::atomic<bool> right{false};
+    std::thread miss([&] { right = use(missed, wanted); });
+    while (store.gate.callers() < 2) sleep();
+    constexpr int64_t kWaitNs = 1'234'567;
+    clock.now += kWaitNs;
+    source.let_one();
+    source.wait_for(3);  // both of the miss begin, whatever is left of the guess
+    const std::vector<ExpertId> begun = source.begun();
+    CHECK(begun[0] == ExpertId{1, guess[0]});
+    for (size_t i = 1; i < 3; ++i) {
+      CHECK(begun[i].layer == missed);
+      CHECK(std::count(wanted.begin(), wanted.end(), begun[i].expert) == 1);
+    }
+    for (int i = 0; i < 2; ++i) source.let_one();  // those of layer 1, if they are
+    miss.join();
+    CHECK(right);
+    const size_t before = source.begun().size();
+    source.open_all(true);
+    while (!idle()) sleep();
+    // A guess that the forward has overtaken is dropped.
+    if (missed == 1) CHECK(before + source.begun().size() == 3);
+    CHECK(use(2, {1, 2}));  // a step of the governor
+    CHECK(model->store().stats().prefetch.cost_ns - cost == kWaitNs);
+  }
 }
