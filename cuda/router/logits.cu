@@ -1,66 +1,62 @@
-#include "router/logits.h"
+#include <algorithm>
+
+#include "router/few_products.cuh"
+#include "runtime/enter.cuh"
 #include "runtime/launch.cuh"
-#include "runtime/ptx.cuh"
-#include "runtime/rows.cuh"
 
 namespace moe::cuda {
 namespace {
 
-// ---- few rows: a block a candidate and kFew rows, its threads share the inputs
+// ---- few rows: a block a candidate, its threads share the inputs
 
-constexpr int kFew = 8;
 constexpr int kFewThreads = 128;
+constexpr unsigned kMostBlocks = 2112;  // 16 of each multiprocessor
+
+struct FewShared {
+  Beginning begin;
+  double factor[kFewRows];
+  float part[kFewThreads / 32][kFewRows];
+};
 
 template <bool kVector>
-__device__ void add_products(const LogitsArgs& args, const void* weight, DType type,
-                             int64_t candidate, int64_t first, int count, float (&sum)[kFew]) {
-  constexpr int kStep = kVector ? 8 : 1;
-  for (int64_t h = threadIdx.x * kStep; h < args.hidden; h += kFewThreads * kStep) {
-    float w[kStep];
-    if constexpr (kVector)
-      load_8(weight, type, candidate * args.hidden + h, w);
-    else
-      w[0] = load_float(weight, type, candidate * args.hidden + h);
-#pragma unroll
-    for (int r = 0; r < kFew; ++r) {
-      if (r >= count) break;
-      const int64_t at = (first + r) * args.rows.stride + h;
-      float x[kStep];
-      if constexpr (kVector)
-        load_8(args.rows.data, args.rows.type, at, x);
-      else
-        x[0] = load_float(args.rows.data, args.rows.type, at);
-#pragma unroll
-      for (int i = 0; i < kStep; ++i) sum[r] = fmaf(x[i], w[i], sum[r]);
-    }
+__device__ void few_rows(const LogitsArgs& args, FewShared& s, int64_t first, int count) {
+  const DeviceBlock& block = s.begin.head.block;
+  const int candidate = blockIdx.x;
+  float sum[kFewRows] = {};
+  const auto add = [&](const auto& input) {
+    add_products<kVector>(args.rows, args.hidden, block.router_weight, block.router_type,
+                          candidate * args.hidden, first, count, threadIdx.x, kFewThreads, input,
+                          sum);
+  };
+  if (args.normalize) {
+    norm_factors(args, first, count, s.factor);
+    add(Normalized{s.factor, block.input_scale});
+  } else {
+    add(AsTheyAre());
   }
+  if (threadIdx.x % 32 == 0)
+#pragma unroll
+    for (int r = 0; r < kFewRows; ++r) s.part[threadIdx.x / 32][r] = sum[r];
+  __syncthreads();
+  const int r = threadIdx.x;
+  if (r < count) {
+    float logit = (s.part[0][r] + s.part[1][r]) + (s.part[2][r] + s.part[3][r]);
+    if (block.logit_bias) logit += block.logit_bias[candidate];
+    args.logits[(first + r) * args.begin.candidates + candidate] = logit;
+  }
+  __syncthreads();
 }
 
 template <bool kVector>
-__global__ void __launch_bounds__(kFewThreads) few_logits(const LogitsArgs args) {
-  __shared__ float part[kFewThreads / 32][kFew];
-  wait_for_previous_kernel();
-  let_next_kernel_start();
-  const int candidate = blockIdx.x;
-  const int64_t first = static_cast<int64_t>(blockIdx.y) * kFew;
-  const int64_t left = args.note->rows - first;
-  if (left <= 0) return;
-  const int count = left < kFew ? static_cast<int>(left) : kFew;
-  const DeviceBlock& block = args.note->table.block;
-  float sum[kFew] = {};
-  add_products<kVector>(args, block.router_weight, block.router_type, candidate, first, count, sum);
-#pragma unroll
-  for (int r = 0; r < kFew; ++r)
-    for (int d = 16; d > 0; d /= 2) sum[r] += __shfl_xor_sync(~0u, sum[r], d);
-  if (threadIdx.x % 32 == 0)
-#pragma unroll
-    for (int r = 0; r < kFew; ++r) part[threadIdx.x / 32][r] = sum[r];
-  __syncthreads();
-  const int r = threadIdx.x;
-  if (r >= count) return;
-  float logit = (part[0][r] + part[1][r]) + (part[2][r] + part[3][r]);
-  if (block.logit_bias) logit += block.logit_bias[candidate];
-  args.logits[(first + r) * args.candidates + candidate] = logit;
+__global__ void __launch_bounds__(kFewThreads, 8)
+    few_logits(const __grid_constant__ LogitsArgs args) {
+  __shared__ FewShared s;
+  begin_forward(args.begin, &s.begin);
+  for (int64_t first = static_cast<int64_t>(blockIdx.y) * kFewRows; first < s.begin.rows;
+       first += static_cast<int64_t>(gridDim.y) * kFewRows)
+    few_rows<kVector>(args, s, first,
+                      static_cast<int>(min(s.begin.rows - first, int64_t{kFewRows})));
+  is_last_block(args.begin.counters);
 }
 
 // ---- many rows: tiles of 64 rows by 64 candidates, a thread 4 by 4 of them
@@ -69,10 +65,10 @@ constexpr int kTile = 64;
 constexpr int kDepth = 16;
 constexpr int kPitch = kTile + 4;
 
-// 4 inputs of one row into column `row` of a transposed tile; zero outside.
-template <bool kVector>
+// 4 inputs of one row, as count_as(i, x), into column `row` of a transposed tile; zero outside.
+template <bool kVector, class F>
 __device__ void stage(const void* data, DType type, int64_t at, int64_t left, bool inside, int row,
-                      int k, float (*tile)[kPitch]) {
+                      int k, float (*tile)[kPitch], const F& count_as) {
   float v[4] = {};
   if (inside) {
     if (kVector && left >= 4) {
@@ -91,34 +87,37 @@ __device__ void stage(const void* data, DType type, int64_t at, int64_t left, bo
     }
   }
 #pragma unroll
-  for (int i = 0; i < 4; ++i) tile[k + i][row] = v[i];
+  for (int i = 0; i < 4; ++i) tile[k + i][row] = i < left ? count_as(i, v[i]) : 0;
 }
 
-template <bool kVector>
-__global__ void __launch_bounds__(256) many_logits(const LogitsArgs args) {
-  __shared__ float x[kDepth][kPitch], w[kDepth][kPitch];
-  wait_for_previous_kernel();
-  let_next_kernel_start();
-  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kTile;
-  const int first = blockIdx.y * kTile;
-  const int64_t rows = args.note->rows;
-  if (first_row >= rows) return;
-  const DeviceBlock& block = args.note->table.block;
+struct ManyShared {
+  Beginning begin;
+  double factor[kTile];
+  alignas(16) float x[kDepth][kPitch], w[kDepth][kPitch];
+};
+
+template <bool kVector, class Input>
+__device__ void many_rows(const LogitsArgs& args, ManyShared& s, const Input& input) {
+  const int64_t rows = s.begin.rows, first_row = static_cast<int64_t>(blockIdx.x) * kTile;
+  const int candidates = args.begin.candidates, first = blockIdx.y * kTile;
+  const DeviceBlock& block = s.begin.head.block;
   const int row = threadIdx.x / 4, k = threadIdx.x % 4 * 4;
   const int ty = threadIdx.x / 16 * 4, tx = threadIdx.x % 16 * 4;
   float sum[4][4] = {};
   for (int64_t h = 0; h < args.hidden; h += kDepth) {
     const int64_t left = args.hidden - h - k;
     stage<kVector>(args.rows.data, args.rows.type, (first_row + row) * args.rows.stride + h + k,
-                   left, first_row + row < rows && left > 0, row, k, x);
+                   left, first_row + row < rows && left > 0, row, k, s.x,
+                   [&](int i, float x) { return input(row, h + k + i, x); });
     stage<kVector>(block.router_weight, block.router_type,
                    static_cast<int64_t>(first + row) * args.hidden + h + k, left,
-                   first + row < args.candidates && left > 0, row, k, w);
+                   first + row < candidates && left > 0, row, k, s.w,
+                   [](int, float w) { return w; });
     __syncthreads();
 #pragma unroll
     for (int d = 0; d < kDepth; ++d) {
-      const float4 a = *reinterpret_cast<const float4*>(&x[d][ty]);
-      const float4 b = *reinterpret_cast<const float4*>(&w[d][tx]);
+      const float4 a = *reinterpret_cast<const float4*>(&s.x[d][ty]);
+      const float4 b = *reinterpret_cast<const float4*>(&s.w[d][tx]);
       const float as[4] = {a.x, a.y, a.z, a.w}, bs[4] = {b.x, b.y, b.z, b.w};
 #pragma unroll
       for (int i = 0; i < 4; ++i)
@@ -132,40 +131,31 @@ __global__ void __launch_bounds__(256) many_logits(const LogitsArgs args) {
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const int candidate = first + tx + j;
-      if (first_row + ty + i >= rows || candidate >= args.candidates) continue;
+      if (first_row + ty + i >= rows || candidate >= candidates) continue;
       const float bias = block.logit_bias ? block.logit_bias[candidate] : 0.0f;
-      args.logits[(first_row + ty + i) * args.candidates + candidate] = sum[i][j] + bias;
+      args.logits[(first_row + ty + i) * candidates + candidate] = sum[i][j] + bias;
     }
+}
+
+template <bool kVector>
+__global__ void __launch_bounds__(256) many_logits(const __grid_constant__ LogitsArgs args) {
+  __shared__ ManyShared s;
+  begin_forward(args.begin, &s.begin);
+  const int64_t left = s.begin.rows - static_cast<int64_t>(blockIdx.x) * kTile;
+  if (left > 0 && args.normalize) {
+    norm_factors(args, static_cast<int64_t>(blockIdx.x) * kTile,
+                 static_cast<int>(min(left, int64_t{kTile})), s.factor);
+    many_rows<kVector>(args, s, Normalized{s.factor, s.begin.head.block.input_scale});
+  } else if (left > 0) {
+    many_rows<kVector>(args, s, AsTheyAre());
+  }
+  is_last_block(args.begin.counters);
 }
 
 // ---- a warp a row
 
-__device__ double sum_of_warp(double value) {
-  for (int d = 16; d > 0; d /= 2) value += __shfl_xor_sync(~0u, value, d);
-  return value;
-}
-
 __device__ int64_t row_of_warp() {
   return static_cast<int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
-}
-
-__global__ void __launch_bounds__(256) normalize(const NormalizeArgs args) {
-  wait_for_previous_kernel();
-  let_next_kernel_start();
-  const int64_t row = row_of_warp();
-  if (row >= args.note->rows) return;
-  const float* scale = args.note->table.block.input_scale;
-  const int64_t from = row * args.rows.stride;
-  double squares = 0;
-  for (int64_t h = threadIdx.x % 32; h < args.hidden; h += 32) {
-    const double x = load_float(args.rows.data, args.rows.type, from + h);
-    squares += x * x;
-  }
-  const double size = static_cast<double>(args.hidden);
-  const double factor = 1 / sqrt((sum_of_warp(squares) / size + args.epsilon) * size);
-  for (int64_t h = threadIdx.x % 32; h < args.hidden; h += 32)
-    args.out[row * args.hidden + h] = static_cast<float>(
-        load_float(args.rows.data, args.rows.type, from + h) * factor * (scale ? scale[h] : 1.0f));
 }
 
 __global__ void __launch_bounds__(256) shared_gate(const SharedGateArgs args) {
@@ -173,14 +163,8 @@ __global__ void __launch_bounds__(256) shared_gate(const SharedGateArgs args) {
   let_next_kernel_start();
   const int64_t row = row_of_warp();
   if (row >= args.note->rows) return;
-  const float* weight = args.note->table.block.shared_gate;
-  double dot = 0;
-  for (int64_t h = threadIdx.x % 32; h < args.hidden; h += 32)
-    dot += static_cast<double>(
-               load_float(args.rows.data, args.rows.type, row * args.rows.stride + h)) *
-           weight[h];
-  dot = sum_of_warp(dot);
-  if (threadIdx.x % 32 == 0) args.gate[row] = static_cast<float>(1 / (1 + exp(-dot)));
+  const float gate = gate_of_row(args.rows, row, args.hidden, args.note->table.block.shared_gate);
+  if (threadIdx.x % 32 == 0) args.gate[row] = gate;
 }
 
 unsigned blocks_of(int64_t count, int64_t each) {
@@ -190,23 +174,19 @@ unsigned blocks_of(int64_t count, int64_t each) {
 }  // namespace
 
 cudaError_t launch_logits(const LogitsArgs& args, cudaStream_t stream) {
-  if (args.tokens == 0) return cudaSuccess;
+  const int64_t tokens = args.begin.tokens;
+  const auto candidates = static_cast<unsigned>(args.begin.candidates);
+  if (tokens == 0) return cudaSuccess;
   const bool vector = args.hidden % 8 == 0 && aligned_by_8(args.rows);
-  constexpr int64_t kMostFew = int64_t{65535} * kFew;  // rows of a grid
   // A grid of few tiles waits for memory: 200 us at 64 rows of 64 candidates.
-  if (!args.batch_invariant &&
-      (args.tokens <= 64 * kFew || (args.candidates <= 16 && args.tokens <= kMostFew))) {
-    const dim3 grid(static_cast<unsigned>(args.candidates), blocks_of(args.tokens, kFew));
+  if (!args.batch_invariant && (tokens <= 64 * kFewRows || candidates <= 16)) {
+    const unsigned most = std::max(1u, kMostBlocks / candidates);
+    const dim3 grid(candidates, std::min(most, blocks_of(tokens, kFewRows)));
     return launch(vector ? few_logits<true> : few_logits<false>, grid, kFewThreads, 0, stream,
                   args);
   }
-  const dim3 grid(blocks_of(args.tokens, kTile), blocks_of(args.candidates, kTile));
+  const dim3 grid(blocks_of(tokens, kTile), blocks_of(candidates, kTile));
   return launch(vector ? many_logits<true> : many_logits<false>, grid, 256, 0, stream, args);
-}
-
-cudaError_t launch_normalize(const NormalizeArgs& args, cudaStream_t stream) {
-  if (args.tokens == 0) return cudaSuccess;
-  return launch(normalize, blocks_of(args.tokens, 8), 256, 0, stream, args);
 }
 
 cudaError_t launch_shared_gate(const SharedGateArgs& args, cudaStream_t stream) {

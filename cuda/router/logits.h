@@ -1,5 +1,6 @@
-// The router's matrix product: logits[t][c] = rows[t] . weight[c] + bias[c], summed in f32. The
-// weights are those of the forward's note. Rows are read in the type they come in.
+// The router's matrix product: logits[t][c] = rows[t] . weight[c] + bias[c], summed in f32, by the
+// first kernel of a forward: the weights are those of the table that it notes. Rows are read in the
+// type they come in.
 #pragma once
 
 #include <cstdint>
@@ -12,26 +13,17 @@
 namespace moe::cuda {
 
 struct LogitsArgs {
-  Rows rows;  // (tokens, hidden)
-  int64_t tokens = 0;
+  BeginArgs begin;  // its tokens and candidates count
+  Rows rows;        // (tokens, hidden)
   int64_t hidden = 0;
-  int32_t candidates = 0;
-  const ForwardNote* note = nullptr;
-  float* logits = nullptr;       // (tokens, candidates); rows past note->rows stay as they are
-  bool batch_invariant = false;  // one order of sums, whatever `tokens` is
+  float* logits = nullptr;       // (tokens, candidates); rows past the valid ones stay as they are
+  bool batch_invariant = false;  // one order of sums, whatever the number of tokens is
+
+  // Each row x as rmsnorm(x) * hidden^-0.5 * input_scale (Gemma 4), rounded to f32.
+  bool normalize = false;
+  float epsilon = 0;
 };
 cudaError_t launch_logits(const LogitsArgs& args, cudaStream_t stream);
-
-// out[t] = rmsnorm(rows[t]) * hidden^-0.5 * input_scale (Gemma 4), f32, dense.
-struct NormalizeArgs {
-  Rows rows;  // (tokens, hidden)
-  int64_t tokens = 0;
-  int64_t hidden = 0;
-  float epsilon = 0;
-  const ForwardNote* note = nullptr;
-  float* out = nullptr;  // (tokens, hidden)
-};
-cudaError_t launch_normalize(const NormalizeArgs& args, cudaStream_t stream);
 
 // gate[t] = sigmoid(shared_gate . rows[t]).
 struct SharedGateArgs {

@@ -1,6 +1,6 @@
 #include "router/matrix_logits.h"
+#include "runtime/enter.cuh"
 #include "runtime/launch.cuh"
-#include "runtime/ptx.cuh"
 
 namespace moe::cuda {
 namespace {
@@ -25,23 +25,20 @@ __device__ uint4 load(const void* base, int64_t at, bool inside) {
   return __ldg(reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(base) + at));
 }
 
+struct Shared {
+  Beginning begin;
+  float parts[kWarps][16][kCandidates + 1];
+};
+
 // A block: 16 kRowTiles rows by kCandidates. The order of inputs within a step is the lanes' own,
 // the same for rows and weights: lane q of four holds inputs 8 q ... 8 q + 7.
 template <int kRowTiles>
-__global__ void __launch_bounds__(kWarps * 32)
-    matrix_logits(const LogitsArgs args, ForwardNote* note) {
-  __shared__ float parts[kWarps][16][kCandidates + 1];
-  wait_for_previous_kernel();
-  let_next_kernel_start();
-  const int64_t rows = note->rows;
+__device__ void multiply_tile(const LogitsArgs& args, Shared& s) {
+  auto& parts = s.parts;
+  const DeviceBlock& block = s.begin.head.block;
+  const int64_t rows = s.begin.rows;
   const int64_t first_row = static_cast<int64_t>(blockIdx.x) * 16 * kRowTiles;
-  const int first = blockIdx.y * kCandidates;
-  const DeviceBlock block = note->table.block;
-  if (block.router_type != DType::bf16) {
-    note->error = StatusCode::failed_precondition;
-    return;
-  }
-  if (first_row >= rows) return;
+  const int first = blockIdx.y * kCandidates, candidates = args.begin.candidates;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
   float sum[kRowTiles][kTiles][4] = {};
   for (int64_t h = warp * kStep; h < args.hidden; h += kWarps * kStep) {
@@ -58,8 +55,8 @@ __global__ void __launch_bounds__(kWarps * 32)
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
       const int candidate = first + 8 * n + group;
-      w[n] = load(block.router_weight, candidate * args.hidden + at,
-                  inside && candidate < args.candidates);
+      w[n] =
+          load(block.router_weight, candidate * args.hidden + at, inside && candidate < candidates);
     }
 #pragma unroll
     for (int r = 0; r < kRowTiles; ++r)
@@ -83,31 +80,47 @@ __global__ void __launch_bounds__(kWarps * 32)
     for (int i = threadIdx.x; i < 16 * kCandidates; i += kWarps * 32) {
       const int64_t row = first_row + 16 * r + i / kCandidates;
       const int candidate = first + i % kCandidates;
-      if (row >= rows || candidate >= args.candidates) continue;
+      if (row >= rows || candidate >= candidates) continue;
       float logit = 0;
 #pragma unroll
       for (int part = 0; part < kWarps; ++part)
         logit += parts[part][i / kCandidates][i % kCandidates];
       if (block.logit_bias) logit += block.logit_bias[candidate];
-      args.logits[row * args.candidates + candidate] = logit;
+      args.logits[row * candidates + candidate] = logit;
     }
   }
+}
+
+template <int kRowTiles>
+__global__ void __launch_bounds__(kWarps * 32)
+    matrix_logits(const __grid_constant__ LogitsArgs args) {
+  __shared__ Shared s;
+  begin_forward(args.begin, &s.begin);
+  if (s.begin.head.block.router_type != DType::bf16) {
+    if (is_first_block() && threadIdx.x == 0)
+      args.begin.note->error = StatusCode::failed_precondition;
+  } else if (static_cast<int64_t>(blockIdx.x) * 16 * kRowTiles < s.begin.rows) {
+    multiply_tile<kRowTiles>(args, s);
+  }
+  is_last_block(args.begin.counters);
 }
 
 }  // namespace
 
 bool fits_matrix_units(const LogitsArgs& args) {
-  return args.rows.type == DType::bf16 && aligned_by_8(args.rows) && args.hidden % 8 == 0;
+  return !args.normalize && args.rows.type == DType::bf16 && aligned_by_8(args.rows) &&
+         args.hidden % 8 == 0;
 }
 
-cudaError_t launch_matrix_logits(const LogitsArgs& args, ForwardNote* note, cudaStream_t stream) {
+cudaError_t launch_matrix_logits(const LogitsArgs& args, cudaStream_t stream) {
   if (!fits_matrix_units(args)) return cudaErrorInvalidValue;
-  if (args.tokens == 0) return cudaSuccess;
-  const int64_t rows = args.tokens <= 2048 ? 16 : 32;
-  const dim3 grid(static_cast<unsigned>((args.tokens + rows - 1) / rows),
-                  static_cast<unsigned>((args.candidates + kCandidates - 1) / kCandidates));
+  const int64_t tokens = args.begin.tokens;
+  if (tokens == 0) return cudaSuccess;
+  const int64_t rows = tokens <= 2048 ? 16 : 32;
+  const dim3 grid(static_cast<unsigned>((tokens + rows - 1) / rows),
+                  static_cast<unsigned>((args.begin.candidates + kCandidates - 1) / kCandidates));
   return launch(rows == 16 ? matrix_logits<1> : matrix_logits<2>, grid, kWarps * 32, 0, stream,
-                args, note);
+                args);
 }
 
 }  // namespace moe::cuda

@@ -11,6 +11,6 @@ bool fits_matrix_units(const LogitsArgs& args);
 
 // A table whose weights are not bf16 leaves the logits and sets the note's error to
 // failed_precondition.
-cudaError_t launch_matrix_logits(const LogitsArgs& args, ForwardNote* note, cudaStream_t stream);
+cudaError_t launch_matrix_logits(const LogitsArgs& args, cudaStream_t stream);
 
 }  // namespace moe::cuda

@@ -1,4 +1,4 @@
-// What becomes of a routing beside choosing: given by the host, limited by a capacity, recorded.
+// What a routing is made from beside a choice: ids of the host, or logits of any type.
 #pragma once
 
 #include <cstdint>
@@ -20,17 +20,10 @@ struct RoutingArgs {
   float* weights = nullptr;
 };
 
-// Copies the host's routing into `to`. An id that is no candidate becomes -1 and the note's error
-// invalid_argument; rows past note->rows get -1.
+// Copies the host's routing into `to` and counts it (`chunk_rows` of PermuteArgs). An id that is no
+// candidate becomes -1 and the note's error invalid_argument; rows past note->rows get -1.
 cudaError_t launch_replay(const RoutingArgs& to, const int32_t* ids, const float* weights,
-                          cudaStream_t stream);
-
-// The other way; rows past note->rows stay as they are.
-cudaError_t launch_record(const RoutingArgs& from, int32_t* ids, float* weights,
-                          cudaStream_t stream);
-
-// Drops, in row order, the choices of an expert beyond `capacity`: id -1, weight 0, counted.
-cudaError_t launch_capacity(const RoutingArgs& args, int64_t capacity, cudaStream_t stream);
+                          int32_t* chunk_rows, cudaStream_t stream);
 
 // Logits of any float type as dense f32.
 cudaError_t launch_widen(const Rows& from, const RoutingArgs& args, float* to, cudaStream_t stream);

@@ -1,5 +1,4 @@
-// Chooses experts for each row of logits by the rule of moe/router.h, with the CPU's bits; and, for
-// few tokens, groups the choices as well.
+// Chooses experts for each row of logits by the rule of moe/router.h, with the CPU's bits.
 #pragma once
 
 #include <cstdint>
@@ -26,14 +25,10 @@ struct TopKArgs {
   int32_t* ids = nullptr;                      // (tokens, top_k), best first; -1: no expert
   float* weights = nullptr;                    // (tokens, top_k)
   const void* const* token_experts = nullptr;  // where the rule's is kept; null: in the rule
+  int32_t* chunk_rows = nullptr;               // of PermuteArgs; or null
   RouteCounts* counts = nullptr;  // nonfinite_rows and short_rows are added to; or null
 };
 
 cudaError_t launch_topk(const TopKArgs& args, cudaStream_t stream);
-
-// launch_topk and launch_permute in one kernel of one block. permute.ids must be topk.ids.
-inline constexpr int64_t kMaxFusedTokens = 64;
-cudaError_t launch_topk_permute(const TopKArgs& topk, const PermuteArgs& permute,
-                                cudaStream_t stream);
 
 }  // namespace moe::cuda

@@ -78,7 +78,6 @@ Status plan_layer(const ExpertStore::Impl& store, const StoreLayer& layer, Layer
   plan->shape.routed = plan->routed.pool.shape;
   plan->shape.num_experts = spec.router.candidates();
   plan->shape.from_table = true;
-  plan->shape.normalize_input = spec.router.normalize_input;
   plan->shape.weights_on_input = spec.router.weight_on_input;
   plan->shape.paged = plan->paged = store.classes[layer.routed.slot_class].paged();
   if (!spec.shared) return {};

@@ -2,11 +2,11 @@
 
 #include <algorithm>
 
-#include "permute/cast_rows.h"
 #include "permute/combine.h"
 #include "permute/copy_rows.h"
 #include "router/logits.h"
 #include "router/matrix_logits.h"
+#include "router/route_few.h"
 #include "router/routing.h"
 #include "router/topk.h"
 #include "runtime/tensor_map.h"
@@ -30,6 +30,7 @@ struct Workspace {
   int32_t* row_of_pair;
   TokenTile* tiles;
   int32_t* tile_count;
+  int32_t* chunk_rows;       // of PermuteArgs
   __nv_bfloat16* activated;  // (pairs, intermediate'), or in e4m3
   __nv_bfloat16* rows;       // (pairs, width)
   __nv_bfloat16* gathered;   // the same memory: read before rows is written; its own with waves
@@ -41,7 +42,6 @@ struct Workspace {
   float* selection_bias;    // (candidates)
   float* per_expert_scale;  // (candidates)
   float* logits;            // (tokens, candidates)
-  float* normalized;        // (tokens, hidden)
   __nv_bfloat16* cast;      // (tokens, width)
 
   TokenTile* shared_tiles;
@@ -68,6 +68,7 @@ struct Workspace {
     take(&row_of_pair, pairs);
     take(&tiles, max_tiles(pairs, candidates, tile_tokens(TileClass::small)));
     take(&tile_count, 1);
+    take(&chunk_rows, num_chunks(tokens) * candidates);
     take(&activated, pairs * routed.intermediate_stride);
     take(&rows, pairs * width);
     gathered = rows;
@@ -81,7 +82,6 @@ struct Workspace {
     take(&selection_bias, if_table(candidates));
     take(&per_expert_scale, if_table(candidates));
     take(&logits, if_table(tokens * candidates));
-    take(&normalized, shape.normalize_input ? tokens * shape.routed.hidden : 0);
     take(&cast, if_table(tokens * width));
 
     const bool shared = shape.shared.hidden > 0;
@@ -131,7 +131,7 @@ struct Forward {
   Kernels kernels;
   Kernels shared_kernels;
   bool direct;                // the GEMMs can read args.hidden as it is
-  bool fused_choice;          // top-k and permutation are one kernel
+  bool few;                   // all before the experts is one kernel
   const __nv_bfloat16* rows;  // (tokens, width): what the GEMMs read
 
   explicit Forward(const LayerArgs& a)
@@ -150,7 +150,7 @@ struct Forward {
     if (a.shared) shared_kernels = choose_kernels(*a.shared, shared_size, false);
     direct = a.hidden.type == DType::bf16 && hidden == width && a.hidden.stride == hidden &&
              aligned_by_8(a.hidden);
-    fused_choice = a.tokens <= kMaxFusedTokens && !a.ids_in && a.capacity == 0 && !a.paged;
+    few = a.tokens <= kMaxFewTokens && !a.paged && !a.batch_invariant;
     rows = direct ? static_cast<const __nv_bfloat16*>(a.hidden.data) : work.cast;
   }
 
@@ -159,7 +159,6 @@ struct Forward {
             .num_experts = a.pool.num_experts,
             .shared = a.shared ? a.shared->pool.shape : SlotShape{.hidden = 0},
             .from_table = a.reader != nullptr,
-            .normalize_input = a.normalize_input,
             .weights_on_input = a.weights_on_input,
             .paged = a.paged};
   }
@@ -170,10 +169,10 @@ struct Forward {
 
 // ---- routing
 
-cudaError_t enqueue_begin(const Forward& f, cudaStream_t stream) {
+BeginArgs begin_args(const Forward& f) {
   const LayerArgs& args = f.args;
-  if (!args.reader) return cudaSuccess;
   BeginArgs begin;
+  if (!args.reader) return begin;
   begin.counters = args.reader->counters;
   begin.cell = args.reader->cell;
   begin.tokens = args.tokens;
@@ -188,7 +187,7 @@ cudaError_t enqueue_begin(const Forward& f, cudaStream_t stream) {
     begin.shared_tile_count = f.work.shared_tile_count;
     begin.tile_tokens = f.shared_kernels.tile_tokens();
   }
-  return launch_begin(begin, stream);
+  return begin;
 }
 
 RoutingArgs routing_args(const Forward& f) {
@@ -197,32 +196,37 @@ RoutingArgs routing_args(const Forward& f) {
       f.work.ids,    f.work.weights};
 }
 
-// f32 logits of every row: the host's own if they are that already.
+LogitsArgs logits_args(const Forward& f) {
+  LogitsArgs router;
+  router.begin = begin_args(f);
+  router.rows = f.args.router_rows;
+  router.hidden = f.args.pool.shape.hidden;
+  router.logits = f.work.logits;
+  router.batch_invariant = f.args.batch_invariant;
+  router.normalize = f.args.normalize_input;
+  router.epsilon = f.args.input_norm_epsilon;
+  return router;
+}
+
+bool dense(const LayerArgs& args) {
+  return args.logits.type == DType::f32 && args.logits.stride == args.pool.num_experts;
+}
+
+// Begins the forward; f32 logits of every row: the host's own if they are that already.
 cudaError_t enqueue_logits(const Forward& f, const float** logits, cudaStream_t stream) {
   const LayerArgs& args = f.args;
-  const int64_t candidates = args.pool.num_experts;
+  *logits = f.work.logits;
   if (args.logits.data) {
-    *logits = static_cast<const float*>(args.logits.data);
-    if (args.logits.type == DType::f32 && args.logits.stride == candidates) return cudaSuccess;
-    *logits = f.work.logits;
+    const cudaError_t error = args.reader ? launch_begin(begin_args(f), stream) : cudaSuccess;
+    if (dense(args)) *logits = static_cast<const float*>(args.logits.data);
+    if (dense(args) || error != cudaSuccess) return error;
     return launch_widen(args.logits, routing_args(f), f.work.logits, stream);
   }
-  *logits = f.work.logits;
-  LogitsArgs router = {
-      args.router_rows, args.tokens,  args.pool.shape.hidden, static_cast<int32_t>(candidates),
-      f.work.note,      f.work.logits};
-  if (args.normalize_input) {
-    const NormalizeArgs normalize = {args.router_rows,        args.tokens, args.pool.shape.hidden,
-                                     args.input_norm_epsilon, f.work.note, f.work.normalized};
-    if (const cudaError_t error = launch_normalize(normalize, stream); error != cudaSuccess)
-      return error;
-    router.rows = {f.work.normalized, DType::f32, args.pool.shape.hidden};
-  }
-  router.batch_invariant = args.batch_invariant;
+  const LogitsArgs router = logits_args(f);
   constexpr int64_t kFew = 512;  // rows for which a block a candidate is faster
   const bool many = args.tokens > kFew || args.batch_invariant;
   if (args.reader->bf16_router && many && fits_matrix_units(router))
-    return launch_matrix_logits(router, f.work.note, stream);
+    return launch_matrix_logits(router, stream);
   return launch_logits(router, stream);
 }
 
@@ -244,28 +248,82 @@ TopKArgs topk_args(const Forward& f, const float* logits) {
   topk.mask = args.mask;
   topk.token_ids = args.token_ids;
   topk.valid_rows = f.valid_rows();
+  topk.chunk_rows = f.work.chunk_rows;
   topk.ids = f.work.ids;
   topk.weights = f.work.weights;
   return topk;
 }
 
 PermuteArgs permute_args(const Forward& f) {
-  return {f.work.ids,   f.args.tokens,           f.args.top_k,      f.args.pool.num_experts,
-          f.slots(),    f.kernels.tile_tokens(), f.work.row_token,  f.work.row_of_pair,
-          f.work.tiles, f.work.tile_count,       f.args.expert_rows};
+  const LayerArgs& args = f.args;
+  PermuteArgs permute;
+  permute.ids = f.work.ids;
+  permute.tokens = args.tokens;
+  permute.top_k = args.top_k;
+  permute.num_experts = args.pool.num_experts;
+  permute.slot_of_expert = f.slots();
+  permute.tile_tokens = f.kernels.tile_tokens();
+  permute.row_token = f.work.row_token;
+  permute.row_of_pair = f.work.row_of_pair;
+  permute.tiles = f.work.tiles;
+  permute.tile_count = f.work.tile_count;
+  permute.expert_rows = args.expert_rows;
+  permute.chunk_rows = f.work.chunk_rows;
+  permute.capacity = args.capacity;
+  permute.weights = f.work.weights;
+  permute.note = args.reader ? f.work.note : nullptr;
+  permute.ids_out = args.ids_out;
+  permute.weights_out = args.weights_out;
+  return permute;
+}
+
+// The rows as the GEMMs read them, where those of the host are not.
+CopyRowsArgs cast_args(const Forward& f) {
+  CopyRowsArgs cast;
+  cast.from = f.args.hidden;
+  cast.columns = f.args.pool.shape.hidden;
+  cast.tokens = f.args.tokens;
+  cast.note = f.note();
+  if (!f.direct) cast.to = f.work.cast;
+  cast.hidden = f.width;
+  return cast;
 }
 
 cudaError_t enqueue_choice(const Forward& f, cudaStream_t stream) {
   const LayerArgs& args = f.args;
-  if (args.ids_in) return launch_replay(routing_args(f), args.ids_in, args.weights_in, stream);
+  cudaError_t error = cudaSuccess;
+  if (args.ids_in) {
+    error = launch_begin(begin_args(f), stream);
+    if (error != cudaSuccess) return error;
+    return launch_replay(routing_args(f), args.ids_in, args.weights_in, f.work.chunk_rows, stream);
+  }
   const float* logits = nullptr;
-  cudaError_t error = enqueue_logits(f, &logits, stream);
+  error = enqueue_logits(f, &logits, stream);
   if (error != cudaSuccess) return error;
-  if (f.fused_choice) return launch_topk_permute(topk_args(f, logits), permute_args(f), stream);
-  error = launch_topk(topk_args(f, logits), stream);
-  if (error == cudaSuccess && args.capacity > 0)
-    error = launch_capacity(routing_args(f), args.capacity, stream);
-  return error;
+  return launch_topk(topk_args(f, logits), stream);
+}
+
+// All that comes before the experts, in one kernel.
+cudaError_t enqueue_few(const Forward& f, cudaStream_t stream) {
+  const LayerArgs& args = f.args;
+  RouteFewArgs route;
+  route.ids_in = args.ids_in;
+  route.weights_in = args.weights_in;
+  route.logits_in = args.logits;
+  route.router = logits_args(f);
+  if (args.logits.data) route.router.rows = {};
+  route.topk = topk_args(f, dense(args) ? static_cast<const float*>(args.logits.data) : nullptr);
+  if (args.reader) {
+    route.has_selection_bias = args.reader->has_selection_bias;
+    route.has_per_expert_scale = args.reader->has_per_expert_scale;
+  }
+  route.capacity = args.capacity;
+  route.ids_out = args.ids_out;
+  route.weights_out = args.weights_out;
+  route.groups = permute_args(f);
+  route.cast = cast_args(f);
+  if (args.shared && args.shared->gated_by_row) route.shared_gate = f.work.shared_gate;
+  return launch_route_few(route, stream);
 }
 
 // ---- experts
@@ -336,50 +394,35 @@ GroupedGemmArgs down(const Network& n, int64_t width) {
   return gemm;
 }
 
-cudaError_t enqueue_copy(const Forward& f, cudaStream_t stream) {
-  if (!f.args.weights_on_input) {
-    CopyRowsArgs copy;
-    copy.from = f.rows;
-    copy.row_of_pair = f.work.row_of_pair;
-    copy.tokens = f.args.tokens;
-    copy.top_k = f.args.top_k;
-    copy.hidden = f.width;
-    copy.to = f.work.gathered;
-    if (f.kernels.operands == Operands::w8a8) copy.scales = f.work.gathered_scales;
+// The rows in permuted order.
+CopyRowsArgs copy_args(const Forward& f) {
+  CopyRowsArgs copy = cast_args(f);
+  copy.row_of_pair = f.work.row_of_pair;
+  copy.top_k = f.args.top_k;
+  copy.to = f.work.gathered;
+  if (f.args.weights_on_input) {
+    copy.weights = f.work.weights;
+  } else if (f.kernels.operands == Operands::w8a8) {
+    copy.scales = f.work.gathered_scales;
     copy.scale_stride = f.pairs;
-    return launch_copy_rows(copy, stream);
   }
-  CastRowsArgs cast;
-  cast.from = f.args.hidden;
-  cast.tokens = f.args.tokens;
-  cast.hidden = f.args.pool.shape.hidden;
-  cast.note = f.note();
-  cast.row_of_pair = f.work.row_of_pair;
-  cast.weights = f.work.weights;
-  cast.top_k = f.args.top_k;
-  cast.to = f.work.gathered;
-  cast.stride = f.width;
-  return launch_cast_rows(cast, stream);
+  return copy;
 }
 
-cudaError_t enqueue_cast(const Forward& f, cudaStream_t stream) {
-  if (f.direct) return cudaSuccess;
-  CastRowsArgs cast;
-  cast.from = f.args.hidden;
-  cast.tokens = f.args.tokens;
-  cast.hidden = f.args.pool.shape.hidden;
-  cast.note = f.note();
-  cast.to = f.work.cast;
-  cast.stride = f.width;
-  return launch_cast_rows(cast, stream);
+// What every wave starts with; few rows are permuted already.
+cudaError_t enqueue_permute(const Forward& f, bool copies, cudaStream_t stream) {
+  if (f.few) return copies ? launch_copy_rows(copy_args(f), stream) : cudaSuccess;
+  PermuteArgs permute = permute_args(f);
+  if (!f.args.paged) permute.cast = cast_args(f);
+  if (copies) permute.copy = copy_args(f);
+  return launch_permute(permute, stream);
 }
 
 cudaError_t enqueue_routed(const Forward& f, cudaStream_t stream) {
   const LayerArgs& args = f.args;
   RowMaps maps;
   cudaError_t error = make_row_maps(f, &maps);
-  if (error == cudaSuccess && !f.fused_choice) error = launch_permute(permute_args(f), stream);
-  if (error == cudaSuccess && maps.copy) error = enqueue_copy(f, stream);
+  if (error == cudaSuccess) error = enqueue_permute(f, maps.copy, stream);
   if (error != cudaSuccess) return error;
 
   const auto [operands, size] = f.kernels;
@@ -416,9 +459,9 @@ cudaError_t enqueue_routed(const Forward& f, cudaStream_t stream) {
 // The rows of the shared expert in e4m3.
 cudaError_t enqueue_shared_copy(const Forward& f, cudaStream_t stream) {
   CopyRowsArgs copy;
-  copy.from = f.rows;
+  copy.from = {f.rows, DType::bf16, f.width};
   copy.tokens = copy.scale_stride = f.args.tokens;
-  copy.hidden = f.width;
+  copy.columns = copy.hidden = f.width;
   copy.note = f.note();
   copy.to = f.work.shared_rows;
   copy.scales = f.work.shared_row_scales;
@@ -437,7 +480,7 @@ cudaError_t enqueue_shared(const Forward& f, cudaStream_t stream) {
     error = row_map(copy ? f.work.shared_rows : f.rows, f.width, tokens, f.shared_kernels, &rows);
   if (shared.kernel->copy_engine && error == cudaSuccess)
     error = row_map(f.work.shared_activated, intermediate, tokens, f.shared_kernels, &activated);
-  if (error == cudaSuccess && shared.gated_by_row)
+  if (error == cudaSuccess && shared.gated_by_row && !f.few)
     error = launch_shared_gate(
         {f.args.hidden, tokens, f.args.pool.shape.hidden, f.work.note, f.work.shared_gate}, stream);
   if (error == cudaSuccess && copy) error = enqueue_shared_copy(f, stream);
@@ -535,13 +578,15 @@ size_t layer_workspace_bytes(const LayerShape& shape, int64_t tokens, int32_t to
 cudaError_t enqueue_route(const LayerArgs& args, cudaStream_t stream) {
   if (!valid(args)) return cudaErrorInvalidValue;
   const Forward f(args);
-  cudaError_t error = enqueue_begin(f, stream);
-  if (error == cudaSuccess) error = enqueue_choice(f, stream);
-  if (error == cudaSuccess && args.ids_out)
-    error = launch_record(routing_args(f), args.ids_out, args.weights_out, stream);
-  if (error == cudaSuccess) error = enqueue_cast(f, stream);
-  if (error == cudaSuccess && args.paged) error = launch_leave(args.reader->counters, stream);
-  return error;
+  if (f.few) return enqueue_few(f, stream);
+  cudaError_t error = enqueue_choice(f, stream);
+  if (error != cudaSuccess || !args.paged) return error;
+  // What waves read has to be there before the first one, whose ids the host reads.
+  PermuteArgs permute = permute_args(f);
+  permute.expert_rows = nullptr;
+  permute.cast = cast_args(f);
+  error = launch_permute(permute, stream);
+  return error == cudaSuccess ? launch_leave(args.reader->counters, stream) : error;
 }
 
 cudaError_t enqueue_experts(const LayerArgs& args, cudaStream_t stream) {

@@ -112,7 +112,6 @@ struct LayerShape {
   int64_t num_experts = 0;  // candidates
   SlotShape shared;         // hidden 0: none
   bool from_table = false;  // there is a TableReader
-  bool normalize_input = false;
   bool weights_on_input = false;
   bool paged = false;
 };

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "core/host_device.h"
 #include "moe/tensor.h"
 
 namespace moe::cuda {
@@ -23,7 +24,7 @@ constexpr int64_t element_bytes(DType type) { return type == DType::f32 ? 4 : 2;
 
 // Whether every row begins at a multiple of 8 elements, and of 16 bytes.
 template <typename Rows>
-bool aligned_by_8(const Rows& rows) {
+MOE_HOST_DEVICE bool aligned_by_8(const Rows& rows) {
   return rows.stride % 8 == 0 && reinterpret_cast<uintptr_t>(rows.data) % 16 == 0;
 }
 

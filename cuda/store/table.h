@@ -33,11 +33,16 @@ inline int64_t table_bytes(int64_t candidates) {
   return static_cast<int64_t>(sizeof(DeviceTable)) + candidates * 4;
 }
 
-// Of one context. A forward adds one to `entered` before it looks at a table and sets `exited` to
-// it when its last kernel runs.
+// Of one context. A forward adds one to `entered` before it looks at a table and to `exited` when
+// its last kernel runs; the next one may have entered by then.
 struct EpochCounters {
   uint64_t entered = 0;
   uint64_t exited = 0;
+
+  // While the first kernel of a forward runs (runtime/enter.cuh): the table that it took, and how
+  // many of its blocks are done. 0 otherwise.
+  uint64_t taken = 0;
+  uint32_t done = 0;
 };
 
 }  // namespace moe::cuda

@@ -325,6 +325,14 @@ TEST_CASE("the GPU repeats its bits", "[cuda][slow]") {
   }
 }
 
+std::vector<int32_t> rows_of_chunks(const std::vector<int32_t>& ids, int64_t tokens, int32_t top_k,
+                                    int32_t experts) {
+  std::vector<int32_t> rows(static_cast<size_t>(num_chunks(tokens) * experts));
+  for (int64_t p = 0; p < tokens * top_k; ++p)
+    if (ids[p] >= 0) ++rows[p / top_k / chunk_tokens(tokens) * experts + ids[p]];
+  return rows;
+}
+
 TEST_CASE("the GPU groups pairs as a stable sort does", "[cuda]") {
   if (!have_gpu()) return skip(kNoGpu);
   std::mt19937 random(static_cast<uint32_t>(moe::test::seed()));
@@ -338,9 +346,20 @@ TEST_CASE("the GPU groups pairs as a stable sort does", "[cuda]") {
       const Buffer<int32_t> device_ids(ids), device_slots(slots), row_token(pairs),
           row_of_pair(pairs), count(1);
       const Buffer<TokenTile> tiles(max_tiles(pairs, experts, 32));
-      MOE_CHECK(launch_permute({device_ids.data(), tokens, top_k, experts, device_slots.data(), 32,
-                                row_token.data(), row_of_pair.data(), tiles.data(), count.data()},
-                               nullptr));
+      const Buffer<int32_t> chunk_rows(rows_of_chunks(ids, tokens, top_k, experts));
+      PermuteArgs permute;
+      permute.ids = device_ids.data();
+      permute.tokens = tokens;
+      permute.top_k = top_k;
+      permute.num_experts = experts;
+      permute.slot_of_expert = device_slots.data();
+      permute.tile_tokens = 32;
+      permute.row_token = row_token.data();
+      permute.row_of_pair = row_of_pair.data();
+      permute.tiles = tiles.data();
+      permute.tile_count = count.data();
+      permute.chunk_rows = chunk_rows.data();
+      MOE_CHECK(launch_permute(permute, nullptr));
       MOE_CHECK(cudaDeviceSynchronize());
 
       std::vector<int64_t> order;
@@ -373,50 +392,32 @@ TEST_CASE("the GPU groups pairs as a stable sort does", "[cuda]") {
     }
 }
 
-TEST_CASE("one fused kernel and two kernels choose and group alike", "[cuda]") {
+TEST_CASE("choosing counts the pairs of each chunk", "[cuda]") {
   if (!have_gpu()) return skip(kNoGpu);
-  for (const int32_t experts : {2, 100, 256, 4096}) {
-    const Problem p = {
-        .tokens = 64, .hidden = 8, .intermediate = 8, .experts = experts, .top_k = 2};
-    Buffer<float> logits(p.tokens * experts);
-    MOE_CHECK(moe::cuda::test::fill_normal(logits.data(), logits.size(), 1, 5));
-    const int64_t pairs = p.tokens * p.top_k;
-    std::vector<int32_t> slots(experts);
-    std::iota(slots.begin(), slots.end(), 0);
-    const Buffer<int32_t> table(slots);
-    std::vector<std::vector<int32_t>> results[2];
-    for (int fused = 0; fused < 2; ++fused) {
-      const Buffer<int32_t> ids(pairs), row_token(pairs), row_of_pair(pairs), count(1);
-      const Buffer<float> weights(pairs);
-      const Buffer<TokenTile> tiles(max_tiles(pairs, experts, 32));
-      const TopKArgs topk = {.rule = {.candidates = experts,
-                                      .top_k = p.top_k,
+  for (const int64_t tokens : {1, 63, 1000})
+    for (const int32_t experts : {2, 100, 256, 4096}) {
+      const int32_t top_k = 2;
+      const Buffer<float> logits(tokens * experts), weights(tokens * top_k);
+      MOE_CHECK(moe::cuda::test::fill_normal(logits.data(), logits.size(), 1, 5));
+      const Buffer<int32_t> ids(tokens * top_k), chunk_rows(num_chunks(tokens) * experts);
+      MOE_CHECK(launch_topk({.rule = {.candidates = experts,
+                                      .top_k = top_k,
                                       .weighting = moe::Weighting::softmax_of_selected_logits},
                              .logits = logits.data(),
-                             .tokens = p.tokens,
+                             .tokens = tokens,
                              .ids = ids.data(),
-                             .weights = weights.data()};
-      const PermuteArgs permute = {ids.data(),   p.tokens,    p.top_k,          experts,
-                                   table.data(), 32,          row_token.data(), row_of_pair.data(),
-                                   tiles.data(), count.data()};
-      if (fused) {
-        MOE_CHECK(launch_topk_permute(topk, permute, nullptr));
-      } else {
-        MOE_CHECK(launch_topk(topk, nullptr));
-        MOE_CHECK(launch_permute(permute, nullptr));
-      }
+                             .weights = weights.data(),
+                             .chunk_rows = chunk_rows.data()},
+                            nullptr));
       MOE_CHECK(cudaDeviceSynchronize());
-      std::vector<int32_t> flat;
-      for (const TokenTile& t : tiles.host(0, count.host()[0]))
-        flat.insert(flat.end(), {t.slot, t.first, t.tiles, t.row, t.rows, t.expert});
-      results[fused] = {ids.host(), row_token.host(), row_of_pair.host(), flat};
+      const Problem p = {
+          .tokens = tokens, .hidden = 8, .intermediate = 8, .experts = experts, .top_k = top_k};
       const Chosen want = choose(logits.host(), p);
       CHECK(ids.host() == want.ids);
       const std::vector<float> got = weights.host();
       CHECK(distance(got, want.weights) < 1e-6);
+      CHECK(chunk_rows.host() == rows_of_chunks(want.ids, tokens, top_k, experts));
     }
-    CHECK(results[0] == results[1]);
-  }
 }
 
 TEST_CASE("a row without finite logits gets no expert and zeros", "[cuda]") {

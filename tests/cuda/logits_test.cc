@@ -43,29 +43,48 @@ double worst_error(const Shape& s, DType row_type, DType weight_type, bool matri
   const Matrix bias(random, 1, s.candidates, s.candidates, DType::f32);
   const Buffer<std::byte> device_rows(rows.bytes), device_weights(weights.bytes),
       device_bias(bias.bytes);
-  ForwardNote note;
-  note.rows = s.tokens - (s.tokens > 3 ? 1 : 0);
-  note.table.block.router_weight = device_weights.data();
-  note.table.block.router_type = weight_type;
-  note.table.block.logit_bias = reinterpret_cast<const float*>(device_bias.data());
-  const Buffer<ForwardNote> device_note(std::vector<ForwardNote>{note});
+  struct Table {
+    DeviceTable head;
+    int32_t slots[256] = {};
+  } table;
+  REQUIRE(s.candidates <= 256);
+  table.head.block.router_weight = device_weights.data();
+  table.head.block.router_type = weight_type;
+  table.head.block.logit_bias = reinterpret_cast<const float*>(device_bias.data());
+  const int64_t valid = s.tokens - (s.tokens > 3 ? 1 : 0);
+  const Buffer<Table> device_table(std::vector<Table>{table});
+  const Buffer<const DeviceTable*> cell(
+      std::vector<const DeviceTable*>{&device_table.data()->head});
+  const Buffer<EpochCounters> counters(std::vector<EpochCounters>(1));
+  const Buffer<int64_t> valid_rows(std::vector<int64_t>{valid});
+  const Buffer<ForwardNote> note(1);
+  const Buffer<int32_t> slots(s.candidates);
   const Buffer<float> logits(s.tokens * s.candidates);
   LogitsArgs args;
   args.rows = {device_rows.data(), row_type, s.hidden + s.padding};
-  args.tokens = s.tokens;
   args.hidden = s.hidden;
-  args.candidates = s.candidates;
-  args.note = device_note.data();
+  args.begin.counters = counters.data();
+  args.begin.cell = cell.data();
+  args.begin.tokens = s.tokens;
+  args.begin.valid_rows = valid_rows.data();
+  args.begin.note = note.data();
+  args.begin.slots = slots.data();
+  args.begin.candidates = s.candidates;
   args.logits = logits.data();
-  MOE_CHECK(matrix_units ? launch_matrix_logits(args, device_note.data(), nullptr)
-                         : launch_logits(args, nullptr));
-  MOE_CHECK(cudaDeviceSynchronize());
+  for (uint64_t forward = 1; forward <= 2; ++forward) {
+    MOE_CHECK(matrix_units ? launch_matrix_logits(args, nullptr) : launch_logits(args, nullptr));
+    MOE_CHECK(cudaDeviceSynchronize());
+    const EpochCounters seen = counters.host()[0];
+    REQUIRE(seen.entered == forward);  // once, whatever the number of blocks
+    REQUIRE((seen.taken == 0 && seen.done == 0));
+    REQUIRE(note.host()[0].rows == valid);
+  }
   const std::vector<float> got = logits.host();
   double worst = 0;
   for (int64_t t = 0; t < s.tokens; ++t)
     for (int32_t c = 0; c < s.candidates; ++c) {
       const float value = got[t * s.candidates + c];
-      if (t >= note.rows) {
+      if (t >= valid) {
         if (!std::isnan(value)) return INFINITY;  // rows past the valid ones stay as they were
         continue;
       }

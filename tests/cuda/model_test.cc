@@ -196,13 +196,44 @@ TEST_CASE("out may be hidden itself on the GPU", "[cuda][small]") {
   RandomModel source({spec}, random, DType::bf16);
   Pair models(source.source());
   Context context = must(Context::create(models.gpu, {.stream = cuda_stream(stream.stream)}));
-  HostRows hidden(random, 33, 64, DType::bf16);
-  const DeviceRows rows(hidden);
-  HostRows want = hidden;
-  must(models.cpu.forward(0, hidden.view(), want.mutable_view()));
-  must(models.gpu.forward(context, 0, rows.view(), rows.mutable_view()));
-  MOE_CHECK(cudaStreamSynchronize(stream.stream));
-  CHECK(distance(rows.host(), want, 33) < 1.5e-2);
+  for (const int64_t tokens : {9, 33}) {
+    HostRows hidden(random, tokens, 64, DType::bf16);
+    const DeviceRows rows(hidden);
+    HostRows want = hidden;
+    must(models.cpu.forward(0, hidden.view(), want.mutable_view()));
+    must(models.gpu.forward(context, 0, rows.view(), rows.mutable_view()));
+    MOE_CHECK(cudaStreamSynchronize(stream.stream));
+    CHECK(distance(rows.host(), want, tokens) < 1.5e-2);
+  }
+}
+
+TEST_CASE("a host may name an expert twice for a row on the GPU", "[cuda][small]") {
+  if (!have_gpu()) return skip(kNoGpu);
+  Random random(test::seed());
+  const OwnStream stream;
+  RandomModel source({plain_layer(0, 6, 4)}, random, DType::bf16);
+  Pair models(source.source());
+  Context context = must(Context::create(models.gpu, {.stream = cuda_stream(stream.stream)}));
+  for (const int64_t tokens : {1, 16, 40}) {
+    const HostRows hidden(random, tokens, 64, DType::bf16);
+    std::vector<int32_t> ids(static_cast<size_t>(tokens * 4));
+    std::vector<float> weights(ids.size());
+    for (size_t p = 0; p < ids.size(); ++p) {
+      ids[p] = random.chance(0.6) ? 5 : static_cast<int32_t>(random.between(0, 6)) - 1;
+      weights[p] = static_cast<float>(random.between(1, 9)) / 8;
+    }
+    const Buffer<int32_t> device_ids(ids);
+    const Buffer<float> device_weights(weights);
+    Routing on_cpu{tokens, 4, ids.data(), weights.data()};
+    Routing on_gpu{tokens, 4, device_ids.data(), device_weights.data()};
+    HostRows want = hidden;
+    const DeviceRows in(hidden), out(hidden);
+    must(models.cpu.forward(0, hidden.view(), want.mutable_view(), {.routing_in = &on_cpu}));
+    must(models.gpu.forward(context, 0, in.view(), out.mutable_view(), {.routing_in = &on_gpu}));
+    MOE_CHECK(cudaStreamSynchronize(stream.stream));
+    CAPTURE(tokens);
+    CHECK(distance(out.host(), want, tokens) < 1.5e-2);
+  }
 }
 
 TEST_CASE("the report comes with the stream on the GPU", "[cuda][small][mission-36]") {
@@ -436,6 +467,54 @@ TEST_CASE("a paged model on the GPU gives the resident one's bits", "[cuda][movi
   cudaGraphDestroy(graph);
   CHECK(refused.code() == StatusCode::failed_precondition);
   CHECK(refused.message().find("cannot be captured") != std::string_view::npos);
+}
+
+// Kernels of one forward, as a graph has them.
+size_t launches(Model& model, Context& context, const OwnStream& stream, const DeviceRows& in,
+                const DeviceRows& out) {
+  cudaGraph_t graph;
+  size_t nodes = 0;
+  MOE_CHECK(cudaStreamBeginCapture(stream.stream, cudaStreamCaptureModeGlobal));
+  const Status status = model.forward(context, 3, in.view(), out.mutable_view());
+  MOE_CHECK(cudaStreamEndCapture(stream.stream, &graph));
+  must(status);
+  MOE_CHECK(cudaGraphGetNodes(graph, nullptr, &nodes));
+  std::vector<cudaGraphNode_t> all(nodes);
+  MOE_CHECK(cudaGraphGetNodes(graph, all.data(), &nodes));
+  for (cudaGraphNode_t node : all) {
+    cudaGraphNodeType type;
+    MOE_CHECK(cudaGraphNodeGetType(node, &type));
+    CHECK(type == cudaGraphNodeTypeKernel);
+  }
+  cudaGraphDestroy(graph);
+  return nodes;
+}
+
+TEST_CASE("a forward is few launches, and none waits", "[cuda][small][mission-139]") {
+  if (!have_gpu()) return skip(kNoGpu);
+  Random random(test::seed());
+  const OwnStream stream;
+  for (int round = 0; round < 12; ++round) {
+    const DType stored = round % 2 == 0 ? DType::bf16 : DType::f32;
+    const LayerSpec spec = test::random_layer(random, 3, stored, 16, 4);
+    RandomModel source({spec}, random, stored);
+    Model model = must(Model::create(source.source(), {.device = kGpu}));
+    for (const int64_t tokens : {1, 7, 16, 17, 64, 600}) {
+      const HostRows hidden(random, tokens, spec.hidden(), any_type(random));
+      const DeviceRows in(hidden), out(hidden);
+      Context context = must(
+          Context::create(model, {.stream = cuda_stream(stream.stream), .max_tokens = tokens}));
+      CAPTURE(round, tokens, to_string(hidden.dtype));
+      const bool few = tokens <= 16;
+      // All that comes before the experts: one for few rows, else product, choice and permutation.
+      // Then gate and up, down, sum. The shared expert has two and its gate's product of its own;
+      // few rows that carry their weights are copied by one.
+      size_t want = few ? 1 + 3 : 3 + 3;
+      if (spec.shared) want += 2 + (!few && spec.shared->sigmoid_gate ? 1 : 0);
+      if (few && spec.router.weight_on_input) ++want;
+      CHECK(launches(model, context, stream, in, out) == want);
+    }
+  }
 }
 
 // Two versions of experts 0 to 3 in turn, each filled into the slots of 4 to 7, which nothing is
