@@ -6,7 +6,6 @@
 
 #include "gemm/activation.cuh"
 #include "gemm/tile.cuh"
-#include "quant/e4m3.cuh"
 
 namespace moe::cuda::grouped {
 
@@ -106,7 +105,7 @@ __device__ __forceinline__ void write_chunk(const GroupedGemmArgs& args, const W
   }
 }
 
-// A half's rows, from `weight_row` on.
+// A consumer's rows, from `weight_row` on.
 template <typename C, int kN, int kFirst = 0>
 __device__ __forceinline__ void store(const GroupedGemmArgs& args, const Work& work, int weight_row,
                                       int consumer, const Packer<C, kN>& values,
@@ -119,63 +118,6 @@ __device__ __forceinline__ void store(const GroupedGemmArgs& args, const Work& w
   named_barrier(1 + consumer, 128);
   if constexpr (kFirst + kCount < kN)
     store<C, kN, kFirst + kCount>(args, work, weight_row, consumer, values, staging);
-}
-
-// Activated values of kCount tokens as f32, a row each; `staging`: at the half's first column.
-template <typename C, int kN, int kFirst, int kCount>
-__device__ __forceinline__ void stage_wide(const Packer<C, kN>& values, std::byte* staging) {
-  const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
-  std::byte* to = staging + lane % 4 * 2 * C::kPitch + (warp * 8 + lane / 4) * 4;
-#pragma unroll
-  for (int j = 0; j < kCount / 8; ++j, to += 8 * C::kPitch) {
-    const float2 value = values.both(kFirst / 8 + j);
-    *reinterpret_cast<float*>(to) = value.x;
-    *reinterpret_cast<float*>(to + C::kPitch) = value.y;
-  }
-}
-
-// Rows of 128 activated columns from staging to the output, as e4m3: a warp a row at a time. A lane
-// has one word of e4m3_column().
-template <typename C, int kCount>
-__device__ __forceinline__ void write_quantized(const GroupedGemmArgs& args, const Work& work,
-                                                int first_token, const std::byte* staging) {
-  const int warp = threadIdx.x / 32 - 4, lane = threadIdx.x % 32;
-  const int64_t first = work.weight_row / 2, column = first + lane * 4;
-  auto* out = static_cast<std::byte*>(args.out);
-#pragma unroll
-  for (int token = warp; token < kCount; token += 4 * C::kConsumers) {
-    if (first_token + token >= work.rows) break;
-    const std::byte* from = staging + token * C::kPitch + lane / 4 * 64 + lane % 4 * 8;
-    const float2 low = *reinterpret_cast<const float2*>(from);
-    const float2 high = *reinterpret_cast<const float2*>(from + 32);  // 8 columns on
-    const RowScale scale(__reduce_max_sync(~0u, max(magnitude_bits(low), magnitude_bits(high))));
-    const int64_t row = work.row + first_token + token;
-    if (column < args.out_columns)
-      *reinterpret_cast<uint32_t*>(out + row * args.out_stride + column) = scale.word(low, high);
-    if (lane == 0 && first < args.out_columns)
-      args.out_scales[first / kScaleBlock * args.out_scale_stride + row] = scale.scale;
-  }
-}
-
-template <typename C, int kN, int kFirst = 0>
-__device__ __forceinline__ void store_quantized(const GroupedGemmArgs& args, const Work& work,
-                                                int consumer,
-                                                const float (&sum)[C::kHalves][kN / 2],
-                                                const float2 (&bias)[C::kHalves],
-                                                const Activating& activating, std::byte* staging) {
-  if (kFirst >= work.rows) return;
-#pragma unroll
-  for (int half = 0; half < C::kHalves; ++half) {
-    const Packer<C, kN> values{activating, sum[half], bias[half].x, bias[half].y};
-    stage_wide<C, kN, kFirst, C::kChunk>(
-        values, staging + (consumer * C::kHalves + half) * C::kColumns * 4);
-  }
-  named_barrier(1, 128 * C::kConsumers);
-  write_quantized<C, C::kChunk>(args, work, kFirst, staging);
-  named_barrier(1, 128 * C::kConsumers);
-  if constexpr (kFirst + C::kChunk < kN)
-    store_quantized<C, kN, kFirst + C::kChunk>(args, work, consumer, sum, bias, activating,
-                                               staging);
 }
 
 }  // namespace moe::cuda::grouped

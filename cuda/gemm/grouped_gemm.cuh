@@ -16,25 +16,17 @@ template <typename C, int kN>
 __device__ __forceinline__ void compute(const GroupedGemmArgs& args, const Shared<C>& shared,
                                         const Work& work, Cursor<C::kStages>* cursor,
                                         int consumer) {
-  float sum[C::kHalves][kN / 2];
+  float sum[kN / 2];
   if constexpr (C::kScaled)
-    multiply_scaled<C, kN>(args, shared, cursor, consumer, work, sum);
+    multiply_widened<C, kN>(args, shared, cursor, consumer, work, sum);
   else
-    multiply_bf16<C, kN>(args, shared, cursor, consumer, sum[0]);
-  const int row = work.weight_row + consumer * C::kHalves * 64;
+    multiply_bf16<C, kN>(args, shared, cursor, consumer, sum);
+  const int row = work.weight_row + consumer * 64;
   const Activating activating(args.activation, args.alpha, args.limit);
-  if constexpr (C::kQuantize) {
-    const float2 bias[2] = {bias_of(args, work.slot, row), bias_of(args, work.slot, row + 64)};
-    store_quantized<C, kN>(args, work, consumer, sum, bias, activating, shared.staging);
-  } else {
-#pragma unroll
-    for (int half = 0; half < C::kHalves; ++half) {
-      const float2 bias = bias_of(args, work.slot, row + half * 64);
-      const Packer<C, kN> values{activating, sum[half], bias.x, bias.y};
-      store<C, kN>(args, work, row + half * 64, consumer, values,
-                   shared.staging + consumer * C::kChunk * C::kPitch);
-    }
-  }
+  const float2 bias = bias_of(args, work.slot, row);
+  const Packer<C, kN> values{activating, sum, bias.x, bias.y};
+  store<C, kN>(args, work, row, consumer, values,
+               shared.staging + consumer * C::kChunk * C::kPitch);
 }
 
 // Calls the smallest instance that holds work.rows tokens.
@@ -53,12 +45,13 @@ template <typename C>
 __device__ __forceinline__ void consume(const GroupedGemmArgs& args, const Shared<C>& shared) {
   const int consumer = threadIdx.x / 128 - 1;
   wait_for_previous_kernel();
-  WorkList<C> list(args);
-  Work work;
   Cursor<C::kStages> cursor;
-  while (list.take(&work)) {
+  while (true) {
+    barrier_wait(shared.full(cursor.stage), cursor.phase);
+    const Work work = shared.get(cursor.stage);
+    if (work.rows == 0) return;
     if constexpr (C::kTokens == 32)
-      compute_any<C, 8, 16, 32>(args, shared, work, &cursor, consumer);
+      compute_any<C, 8, 32>(args, shared, work, &cursor, consumer);
     else if constexpr (C::kTokens == 128)
       compute_any<C, 32, 64, 96, 128>(args, shared, work, &cursor, consumer);
     else
@@ -75,8 +68,8 @@ __global__ void __launch_bounds__(C::kThreads, 1)
   if (threadIdx.x == 0) {
     prefetch_tensor_map(&args.weights);
     for (int i = 0; i < C::kStages; ++i) {
-      barrier_init(&shared.full[i], arrivals<C>(args));
-      barrier_init(&shared.empty[i], 4 * C::kConsumers * C::kCluster);
+      barrier_init(shared.full(i), arrivals<C>(args));
+      barrier_init(shared.empty(i), 4 * C::kConsumers * C::kCluster);
     }
     fence_barrier_init();
   }
@@ -85,10 +78,10 @@ __global__ void __launch_bounds__(C::kThreads, 1)
   else
     __syncthreads();
   if (threadIdx.x < 128) {
-    if constexpr (C::kMoveRegisters) fewer_registers<40>();
+    if constexpr (C::kMoveRegisters) fewer_registers<C::kProducerRegisters>();
     produce<C>(args, shared);
   } else {
-    if constexpr (C::kMoveRegisters) more_registers<232>();
+    if constexpr (C::kMoveRegisters) more_registers<C::kConsumerRegisters>();
     consume<C>(args, shared);
   }
   if constexpr (C::kCluster > 1) {  // nobody writes into a block that has ended
@@ -114,8 +107,7 @@ cudaError_t launch_size(const GroupedGemmArgs& args, int64_t max_tiles, int mult
   const auto run = [&](auto config) {
     return launch_config<decltype(config)>(args, max_tiles, multiprocessors, stream);
   };
-  if constexpr (kOperands != Operands::w8a8)
-    if (args.unary) return run(Config<kOperands, kSize, Output::unary>());
+  if (args.unary) return run(Config<kOperands, kSize, Output::unary>());
   if (!args.activated) return run(Config<kOperands, kSize, Output::plain>());
   if (args.activation == 0) return run(Config<kOperands, kSize, Output::silu>());
   return run(Config<kOperands, kSize, Output::activated>());

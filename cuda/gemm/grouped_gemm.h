@@ -1,10 +1,12 @@
 // The expert GEMMs on Hopper: for every expert, out rows = its rows times its matrix, transposed.
 //
-// Weights are the M side of the matrix units (128 or 256 rows a tile), tokens the N side (8 ...
-// 256), so that an expert with 3 tokens costs 8 columns and not 128. One producer warpgroup fills a
-// ring in shared memory: weights with the copy engine, from the expert's slot; token rows with it
-// too, or with cp.async where they are scattered. Two consumer warpgroups multiply. The grid is
-// persistent; the work list is PermuteArgs::tiles.
+// One producer warpgroup fills a ring in shared memory: weights with the copy engine, from the
+// expert's slot; token rows with it too, or with cp.async where they are scattered. Two consumer
+// warpgroups multiply. The grid is persistent; the work list is PermuteArgs::tiles.
+//
+// On bf16 rows (grouped_gemm.cuh) weights are the M side of the matrix units and tokens the N side
+// (8 ... 256), so that an expert with 3 tokens costs 8 columns and not 128. On e4m3 rows
+// (grouped_gemm_w8a8.cu) tokens are the M side, so that a thread scales two tokens and not 32.
 //
 // Tried and lost: scattered rows by the copy engine, a box of one row each: 45 cycles a box, 95
 // TFLOP/s. Scattered rows by cp.async for large tiles: 330 TFLOP/s; a copy beforehand is faster.
@@ -30,7 +32,7 @@ enum class Operands : int32_t {
   w8a16,  // e4m3, widened to bf16 in registers, by bf16; small and medium tiles
 };
 
-// A kernel's size class: weight rows x most tokens of a tile. A w8a8 tile is 256 x 128; large ones
+// A kernel's size class: weight rows x most tokens of a tile. A w8a8 tile is 256 x 128. Large tiles
 // come in pairs that share token rows.
 enum class TileClass : int32_t {
   small,   // 128 x 32

@@ -11,54 +11,29 @@ namespace moe::cuda::grouped {
 template <typename C>
 __device__ void release(const Shared<C>& shared, int stage) {
   if constexpr (C::kCluster == 1) {
-    barrier_arrive(&shared.empty[stage]);
+    barrier_arrive(shared.empty(stage));
   } else {
     for (uint32_t rank = 0; rank < C::kCluster; ++rank)
-      barrier_arrive_remote(&shared.empty[stage], rank);
+      barrier_arrive_remote(shared.empty(stage), rank);
   }
 }
 
-// Both operands from shared memory, in one type; `weights` are 64 rows.
-template <typename C, int kN>
-__device__ __forceinline__ void multiply_stage(uint32_t weights, uint32_t tokens,
+// Both operands from shared memory, in one type: 64 rows by kN columns.
+template <Element kElement, int kN>
+__device__ __forceinline__ void multiply_stage(uint32_t rows, uint32_t columns,
                                                float (&sum)[kN / 2], bool add) {
-  constexpr Element kElement = C::kScaled ? Element::e4m3 : Element::bf16;
-  const uint64_t a = matrix_descriptor(weights), b = matrix_descriptor(tokens);
   wgmma_fence();
 #pragma unroll
   for (int k = 0; k < 4; ++k)
-    Wgmma<kN>::template run<kElement>(sum, a + 2 * k, b + 2 * k, add || k > 0);
+    Wgmma<kN>::template run<kElement>(sum, matrix_descriptor(rows, k),
+                                      matrix_descriptor(columns, k), add || k > 0);
   wgmma_commit();
 }
 
-// e4m3 weights, widened in registers, by the bf16 tokens of a stage.
-template <typename C, int kN>
-__device__ __forceinline__ void multiply_widened(const Shared<C>& shared, int stage,
-                                                 uint32_t weights, float (&sum)[kN / 2]) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
-  uint32_t a[8][4];
-#pragma unroll
-  for (int k = 0; k < 8; k += 2) {
-    uint32_t words[4];  // 16 columns of rows 0 and 8, then the next 16
-    load_matrices(words, weights + warp * 16 * 128 + swizzled(lane % 16, k + lane / 16));
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {  // gemm/layout.h: e4m3_column()
-      a[k + i / 2][i % 2] = widen(words[i]);
-      a[k + i / 2][i % 2 + 2] = widen(words[i] << 8);
-    }
-  }
-  wgmma_fence();
-#pragma unroll
-  for (int k = 0; k < 8; ++k)
-    WgmmaRegisters<kN>::run(sum, a[k], matrix_descriptor(shared.tokens(stage, k / 4)) + k % 4 * 2,
-                            k > 0);
-  wgmma_commit();
-}
-
-// Where 64 rows of a consumer lie in a stage.
+// Where the 64 rows of a consumer lie in a stage.
 template <typename C>
-__device__ uint32_t half_of(const Shared<C>& shared, int stage, int consumer, int half) {
-  return shared.weights(stage) + (consumer * C::kHalves + half) * 64 * 128;
+__device__ uint32_t rows_of(const Shared<C>& shared, int stage, int consumer) {
+  return shared.weights(stage) + consumer * 64 * 128;
 }
 
 template <typename C, int kN>
@@ -71,10 +46,10 @@ __device__ __forceinline__ void multiply_bf16(const GroupedGemmArgs& args, const
 #pragma unroll
   for (int i = 0; i < kN / 2; ++i) sum[i] = 0;
   for (int block = 0; block < blocks; ++block, cursor->next()) {
-    barrier_wait(&shared.full[cursor->stage], cursor->phase);
+    barrier_wait(shared.full(cursor->stage), cursor->phase);
     if (C::kGather && args.row_index) fence_async_proxy();  // cp.async wrote the token rows
-    multiply_stage<C, kN>(half_of(shared, cursor->stage, consumer, 0), shared.tokens(cursor->stage),
-                          sum, true);
+    multiply_stage<Element::bf16, kN>(rows_of(shared, cursor->stage, consumer),
+                                      shared.tokens(cursor->stage), sum, true);
     wgmma_wait<1>();
     if (leader && previous >= 0) release(shared, previous);
     previous = cursor->stage;
@@ -100,57 +75,104 @@ struct WeightScales {
   }
 };
 
-// sum += part, times the scales of the thread's weight rows and tokens.
+// The product of a stage's 128 inputs while the matrix units work on it: e4m3 weights, widened in
+// registers, by bf16 tokens.
 template <typename C, int kN>
-__device__ __forceinline__ void add_scaled(float (&sum)[kN / 2], const float (&part)[kN / 2],
-                                           float low, float high, const float* row_scales) {
-  const float2* scale = reinterpret_cast<const float2*>(row_scales) + threadIdx.x % 4;
-#pragma unroll
-  for (int j = 0; j < kN / 8; ++j) {
-    const float2 row = C::kRowScales ? scale[4 * j] : float2{1, 1};
-    const float2 a = {low * row.x, low * row.y};
-    const float2 b = C::kActivate ? float2{high * row.x, high * row.y} : a;
-    sum[4 * j] = fmaf(part[4 * j], a.x, sum[4 * j]);
-    sum[4 * j + 1] = fmaf(part[4 * j + 1], a.y, sum[4 * j + 1]);
-    sum[4 * j + 2] = fmaf(part[4 * j + 2], b.x, sum[4 * j + 2]);
-    sum[4 * j + 3] = fmaf(part[4 * j + 3], b.y, sum[4 * j + 3]);
-  }
-}
+struct Product {
+  int stage;
+  float low, high;  // scales
+  uint32_t weights[8][4];
+  float part[kN / 2];
 
-// Each stage is one scale block: its product is scaled and added outside the matrix units, which
-// the other consumer uses meanwhile.
-template <typename C, int kN>
-__device__ __forceinline__ void multiply_scaled(const GroupedGemmArgs& args,
-                                                const Shared<C>& shared, Cursor<C::kStages>* cursor,
-                                                int consumer, const Work& work,
-                                                float (&sum)[C::kHalves][kN / 2]) {
-  const int blocks = blocks_of<C>(args);
-  const WeightScales scales(args, work.slot, work.weight_row + consumer * C::kHalves * 64,
-                            C::kActivate, blocks);
+  __device__ __forceinline__ void start(const Shared<C>& shared, int from, int consumer) {
+    stage = from;
+    widen_rows(rows_of(shared, stage, consumer));
+    wgmma_fence();
 #pragma unroll
-  for (int i = 0; i < C::kHalves * kN / 2; ++i) sum[i / (kN / 2)][i % (kN / 2)] = 0;
-  float low = __ldg(scales.low), high = __ldg(scales.high);
-#pragma unroll 1
-  for (int block = 0; block < blocks; ++block, cursor->next()) {
-    const int stage = cursor->stage;
-    barrier_wait(&shared.full[stage], cursor->phase);
-    if (C::kGather && args.row_index) fence_async_proxy();  // cp.async wrote the token rows
-    const int ahead = min(block + 1, blocks - 1);
-    const float next_low = __ldg(scales.low + ahead), next_high = __ldg(scales.high + ahead);
-#pragma unroll
-    for (int half = 0; half < C::kHalves; ++half) {
-      float part[kN / 2];
-      const uint32_t weights = half_of(shared, stage, consumer, half);
-      if constexpr (C::kRowScales)
-        multiply_stage<C, kN>(weights, shared.tokens(stage), part, false);
-      else
-        multiply_widened<C, kN>(shared, stage, weights, part);
-      wgmma_wait<0>();
-      add_scaled<C, kN>(sum[half], part, low, high, shared.scales(stage));
-    }
+    for (int k = 0; k < 8; ++k)
+      WgmmaRegisters<kN>::run(part, weights[k],
+                              matrix_descriptor(shared.tokens(stage, k / 4), k % 4), k > 0);
+    wgmma_commit();
+  }
+  // Once the matrix units are done: its product is scaled and added outside them.
+  __device__ __forceinline__ void finish(const Shared<C>& shared, float (&sum)[kN / 2]) {
     __syncwarp();
     if (threadIdx.x % 32 == 0) release(shared, stage);
-    low = next_low, high = next_high;
+#pragma unroll
+    for (int i = 0; i < kN / 2; ++i) {
+      asm volatile("" : "+f"(part[i]));  // not before the wait
+      sum[i] = fmaf(part[i], i % 4 < 2 ? low : high, sum[i]);
+    }
+  }
+
+ private:
+  __device__ __forceinline__ void widen_rows(uint32_t from) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
+#pragma unroll
+    for (int k = 0; k < 8; k += 2) {
+      uint32_t words[4];  // 16 columns of rows 0 and 8, then the next 16
+      load_matrices(words, from + warp * 16 * 128 + swizzled(lane % 16, k + lane / 16));
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {  // gemm/layout.h: e4m3_column()
+        weights[k + i / 2][i % 2] = widen(words[i]);
+        weights[k + i / 2][i % 2 + 2] = widen(words[i] << 8);
+      }
+    }
+  }
+};
+
+// One stage is widened and another one's product added while the matrix units work, where the
+// registers suffice.
+template <typename C, int kN>
+__device__ __forceinline__ void multiply_widened(const GroupedGemmArgs& args,
+                                                 const Shared<C>& shared,
+                                                 Cursor<C::kStages>* cursor, int consumer,
+                                                 const Work& work, float (&sum)[kN / 2]) {
+  constexpr bool kTwo = kN <= 32;
+  const int blocks = blocks_of<C>(args);
+  const WeightScales scales(args, work.slot, work.weight_row + consumer * 64, C::kActivate, blocks);
+#pragma unroll
+  for (int i = 0; i < kN / 2; ++i) sum[i] = 0;
+  float low = __ldg(scales.low), high = __ldg(scales.high);
+  Product<C, kN> product[kTwo ? 2 : 1];
+  int block = 0;
+  const auto start = [&](Product<C, kN>& p) {
+    p.low = low, p.high = high;
+    const int ahead = min(++block, blocks - 1);
+    low = __ldg(scales.low + ahead), high = __ldg(scales.high + ahead);
+    barrier_wait(shared.full(cursor->stage), cursor->phase);
+    if (C::kGather && args.row_index) fence_async_proxy();  // cp.async wrote the token rows
+    p.start(shared, cursor->stage, consumer);
+    cursor->next();
+  };
+  if constexpr (kTwo) {
+    start(product[0]);
+#pragma unroll 1
+    while (block + 1 < blocks) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        start(product[1 - i]);
+        wgmma_wait<1>();
+        product[i].finish(shared, sum);
+      }
+    }
+    if (block < blocks) {
+      start(product[1]);
+      wgmma_wait<1>();
+      product[0].finish(shared, sum);
+      wgmma_wait<0>();
+      product[1].finish(shared, sum);
+    } else {
+      wgmma_wait<0>();
+      product[0].finish(shared, sum);
+    }
+  } else {
+#pragma unroll 1
+    while (block < blocks) {
+      start(product[0]);
+      wgmma_wait<0>();
+      product[0].finish(shared, sum);
+    }
   }
 }
 

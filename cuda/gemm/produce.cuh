@@ -10,8 +10,8 @@ __device__ void load_weights(const GroupedGemmArgs& args, const Shared<C>& share
                              int block, int stage) {
 #pragma unroll
   for (int row = 0; row < C::kRows; row += kTileRows)
-    copy_box(shared.weights(stage) + row * 128, &args.weights, &shared.full[stage],
-             block * C::kDepth, work.weight_row + row, work.slot);
+    stream_box(shared.weights(stage) + row * 128, &args.weights, shared.full(stage),
+               block * C::kDepth, work.weight_row + row, work.slot);
 }
 
 // One box of a piece of token rows. The blocks of a cluster take turns, each for all of them.
@@ -19,23 +19,12 @@ template <typename C>
 __device__ void load_tokens(const GroupedGemmArgs& args, const Shared<C>& shared, const Work& work,
                             int block, int stage, int piece, int box) {
   const uint32_t to = shared.tokens(stage, piece) + box * C::kTokenBox * 128;
-  uint64_t* full = &shared.full[stage];
+  const uint32_t full = shared.full(stage);
   const int column = block * C::kDepth + piece * 64, row = work.row + box * C::kTokenBox;
   if constexpr (C::kCluster == 1)
     copy_box(to, &args.rows, full, column, row, 0);
   else if (box % C::kCluster == cluster_rank())
     copy_box_to((1 << C::kCluster) - 1, to, &args.rows, full, column, row, 0);
-}
-
-// The scales of the token rows, by one warp.
-template <typename C>
-__device__ void load_scales(const GroupedGemmArgs& args, const Shared<C>& shared, const Work& work,
-                            int block, int stage) {
-  const float* from = args.row_scales + block * args.row_scale_stride + work.row;
-  const uint32_t to = shared_address(shared.scales(stage));
-#pragma unroll
-  for (int row = threadIdx.x % 32; row < C::kTokens; row += 32)
-    if (row < work.rows) copy_async_4(to + row * 4, from + row, 4);
 }
 
 // Scattered token rows, by cp.async: thread t of 128 brings chunk t % 8 of rows t / 8 + 16 i.
@@ -75,14 +64,14 @@ struct Gather {
   }
 };
 
-// What arrives at a full barrier: the thread that loads the weights, and whoever uses cp.async.
+// What arrives at a full barrier: the thread that loads the weights, and who uses cp.async.
 template <typename C>
 __device__ int arrivals(const GroupedGemmArgs& args) {
-  return 1 + (C::kRowScales ? 32 : args.row_index ? 128 : 0);
+  return 1 + (args.row_index ? 128 : 0);
 }
 
 // Weights are one box a stage; token rows are boxes too, unless they are gathered. Warp 0 asks for
-// the boxes, warp 1 brings scales.
+// the boxes.
 template <typename C>
 __device__ void produce(const GroupedGemmArgs& args, const Shared<C>& shared) {
   const int thread = threadIdx.x;
@@ -99,7 +88,7 @@ __device__ void produce(const GroupedGemmArgs& args, const Shared<C>& shared) {
   }
   wait_for_previous_kernel();
   let_next_kernel_start();
-  if (!gathered && thread >= (C::kRowScales ? 64 : 32)) return;
+  if (!gathered && thread >= 32) return;
 
   WorkList<C> list(args);
   Work work;
@@ -110,9 +99,10 @@ __device__ void produce(const GroupedGemmArgs& args, const Shared<C>& shared) {
       if (gathered) gather.start(args, work);
     const int boxes = gathered ? 0 : (work.rows + C::kTokenBox - 1) / C::kTokenBox;
     for (int block = 0; block < blocks; ++block, cursor.next()) {
-      barrier_wait(&shared.empty[cursor.stage], cursor.phase ^ 1);
-      uint64_t* full = &shared.full[cursor.stage];
+      barrier_wait(shared.empty(cursor.stage), cursor.phase ^ 1);
+      const uint32_t full = shared.full(cursor.stage);
       if (thread == 0) {
+        if (block == 0) shared.put(cursor.stage, work);
         barrier_arrive_expect(full, C::kWeightBytes + boxes * C::kPieces * C::kTokenBox * 128);
         if (early == 0) load_weights<C>(args, shared, work, block, cursor.stage);
       }
@@ -120,14 +110,17 @@ __device__ void produce(const GroupedGemmArgs& args, const Shared<C>& shared) {
       if (gathered) {
         if constexpr (C::kGather) gather.load(args, shared, block, cursor.stage);
         barrier_arrive_after_copies(full);
-      } else if (C::kRowScales && thread >= 32) {
-        load_scales<C>(args, shared, work, block, cursor.stage);
-        barrier_arrive_after_copies(full);
       } else if (thread < boxes * C::kPieces) {
         load_tokens<C>(args, shared, work, block, cursor.stage, thread / boxes, thread % boxes);
       }
     }
   }
+  barrier_wait(shared.empty(cursor.stage), cursor.phase ^ 1);
+  if (thread == 0) {
+    shared.put(cursor.stage, {});
+    barrier_arrive(shared.full(cursor.stage));
+  }
+  if (gathered) barrier_arrive(shared.full(cursor.stage));
 }
 
 }  // namespace moe::cuda::grouped

@@ -21,66 +21,72 @@ template <Operands kOperandTypes, TileClass kSize, Output kOutputKind>
 struct Config {
   static constexpr Operands kOperands = kOperandTypes;
   static constexpr Output kOutput = kOutputKind;
-  static constexpr bool kScaled = kOperands != Operands::bf16;     // weights are e4m3
-  static constexpr bool kRowScales = kOperands == Operands::w8a8;  // and rows too
+  static constexpr bool kScaled = kOperands == Operands::w8a16;  // weights are e4m3
   static constexpr bool kActivate = kOutput == Output::silu || kOutput == Output::activated;
-  static constexpr bool kGather = gathers(kSize) && !kRowScales;
+  static constexpr bool kGather = gathers(kSize);
   static constexpr int kTokens = tile_tokens(kSize, kOperands);
   static constexpr int kConsumers = 2;
-  static constexpr int kHalves = kRowScales ? 2 : 1;  // 64 weight rows of a consumer each
-  static constexpr int kRows = kConsumers * kHalves * 64;
+  static constexpr int kRows = kConsumers * 64;
   static constexpr int kThreads = 128 * (1 + kConsumers);
-  static constexpr bool kMoveRegisters = kTokens > 128 || (kScaled && kTokens == 128);
+  static constexpr bool kMoveRegisters = kTokens > 128 || kScaled;
+  static constexpr int kProducerRegisters = kTokens < 128 ? 88 : 40;
+  static constexpr int kConsumerRegisters = kTokens < 128 ? 208 : 232;
   static constexpr int kDepth = kScaled ? kScaleBlock : 64;  // elements of a stage
   static constexpr int kTokenBox = token_box(kSize);
-  static constexpr int kPieces = kOperands == Operands::w8a16 ? 2 : 1;  // 128 bytes of a token row
+  static constexpr int kPieces = kScaled ? 2 : 1;  // 128 bytes of a token row
   // Blocks that work side by side on neighbouring weight tiles of the same token rows, each of
   // which is read from L2 once for all of them.
   static constexpr int kCluster = kSize == TileClass::large ? 2 : 1;
 
-  // An activated e4m3 row has a scale for each 128 columns: what a tile makes.
-  static constexpr bool kQuantize = kRowScales && kActivate;
-
   static constexpr int kWeightBytes = kRows * 128;
   static constexpr int kPieceBytes = kTokens * 128;
-  static constexpr int kScaleBytes = kRowScales ? kTokens * 4 : 0;
   static constexpr int kStageBytes = kWeightBytes + kPieces * kPieceBytes;
+  static constexpr int kNoteBytes = 32;  // of a stage: barriers, and what it belongs to
 
-  // The epilogue turns kChunk tokens at a time: each consumer a half's columns as bf16, or both
-  // together all of the tile's as f32, which are quantised then.
-  static constexpr int kColumns = kActivate ? 32 : 64;  // of the output, per half
-  static constexpr int kPitch = kQuantize ? kScaleBlock * 4 + 16 : kColumns * 2 + 16;
-  static constexpr int kChunk = kTokens < 64 || kQuantize ? 32 : 64;
-  static constexpr int kStagingBytes = (kQuantize ? 1 : kConsumers) * kChunk * kPitch;
+  // The epilogue turns kChunk tokens of a consumer at a time.
+  static constexpr int kColumns = kActivate ? 32 : 64;  // of the output, per consumer
+  static constexpr int kPitch = kColumns * 2 + 16;
+  static constexpr int kChunk = kTokens < 64 ? 32 : 64;
+  static constexpr int kStagingBytes = kConsumers * kChunk * kPitch;
 
   static constexpr int kShared = 227 * 1024;
-  static constexpr int kStages =
-      (kShared - 1024 - 512 - kStagingBytes) / (kStageBytes + kScaleBytes);
+  static constexpr int kStages = (kShared - 1024 - kStagingBytes) / (kStageBytes + kNoteBytes);
   static_assert(kStages >= 3 && kStages <= 24);
 };
 
+// Shared memory, by addresses: a ring of kStages, weights then tokens, 1024-byte aligned; the
+// staging area of the output; a note for each stage.
 template <typename C>
 struct Shared {
-  std::byte* ring;     // kStages of weights then tokens, 1024-byte aligned
-  std::byte* staging;  // of the output
-  float* row_scales;   // kStages of kTokens
-  uint64_t* full;
-  uint64_t* empty;
+  std::byte* staging;
+  uint32_t ring, notes;
 
   __device__ explicit Shared(std::byte* raw) {
-    ring = raw + (1024 - shared_address(raw) % 1024) % 1024;
-    staging = ring + C::kStages * C::kStageBytes;
-    row_scales = reinterpret_cast<float*>(staging + C::kStagingBytes);
-    full = reinterpret_cast<uint64_t*>(row_scales + C::kStages * C::kScaleBytes / 4);
-    empty = full + C::kStages;
+    const uint32_t skipped = (1024 - shared_address(raw) % 1024) % 1024;
+    staging = raw + skipped + C::kStages * C::kStageBytes;
+    ring = keep(shared_address(raw) + skipped);
+    notes = ring + C::kStages * C::kStageBytes + C::kStagingBytes;
   }
-  __device__ uint32_t weights(int stage) const {
-    return shared_address(ring + stage * C::kStageBytes);
-  }
+  __device__ uint32_t weights(int stage) const { return ring + stage * C::kStageBytes; }
   __device__ uint32_t tokens(int stage, int piece = 0) const {
     return weights(stage) + C::kWeightBytes + piece * C::kPieceBytes;
   }
-  __device__ float* scales(int stage) const { return row_scales + stage * C::kTokens; }
+  // The stage has been filled; has been read.
+  __device__ uint32_t full(int stage) const { return notes + stage * 8; }
+  __device__ uint32_t empty(int stage) const { return full(C::kStages + stage); }
+
+  // The tile whose first stage this is: by the thread that arrives at full next, and by who has
+  // waited for it. No rows: there are no more tiles.
+  __device__ void put(int stage, const Work& work) const {
+    store_shared_4(note(stage), {work.slot, work.weight_row, work.row, work.rows});
+  }
+  __device__ Work get(int stage) const {
+    const int4 v = load_shared_4(note(stage));
+    return {v.x, v.y, v.z, v.w};
+  }
+
+ private:
+  __device__ uint32_t note(int stage) const { return notes + (C::kStages + stage) * 16; }
 };
 
 // A position in the ring: which stage, and the parity of its use.

@@ -33,29 +33,57 @@ __device__ void sort_places(const CombineArgs& args, int64_t token, Order* order
   if (place == 0) order->used = count;
 }
 
+template <int kCount>
+__device__ void load(const void* data, DType type, int64_t at, float (&x)[kCount]) {
+  if constexpr (kCount == 8)
+    load_8(data, type, at, x);
+  else
+    x[0] = load_float(data, type, at);
+}
+
+template <int kCount>
+__device__ void add(float (&sum)[kCount], float weight, const float (&x)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) sum[i] = fmaf(weight, x[i], sum[i]);
+}
+
+// A place's kCount columns from `column` on, under way: each expert's row is read once.
+template <int kCount>
+struct Loaded {
+  uint4 packed;
+  __device__ void start(const CombineArgs& args, int32_t row, int64_t column) {
+    if constexpr (kCount == 8)
+      if (row >= 0)
+        packed = __ldcs(reinterpret_cast<const uint4*>(args.rows + row * args.row_stride + column));
+  }
+  __device__ void finish(const CombineArgs& args, int32_t row, int64_t token, int64_t column,
+                         float (&x)[kCount]) const {
+    if (row < 0)
+      load(args.from.data, args.from.type, token * args.from.stride + column, x);
+    else if constexpr (kCount == 8)
+      widen_8(packed, DType::bf16, x);
+    else
+      load(args.rows, DType::bf16, row * args.row_stride + column, x);
+  }
+};
+
 // The sum of kCount columns from `column` on.
 template <int kCount>
 __device__ void sum_columns(const CombineArgs& args, const Order& order, int64_t token,
                             int64_t column) {
-  const auto load = [](const void* data, DType type, int64_t at, float(&x)[kCount]) {
-    if constexpr (kCount == 8)
-      load_8(data, type, at, x);
-    else
-      x[0] = load_float(data, type, at);
-  };
-  const auto add = [](float(&sum)[kCount], float weight, const float(&x)[kCount]) {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) sum[i] = fmaf(weight, x[i], sum[i]);
-  };
+  constexpr int kAhead = 8;
   float sum[kCount] = {}, x[kCount];
-#pragma unroll 4
-  for (int j = 0; j < order.used; ++j) {
-    const int32_t row = order.row[j];
-    if (row >= 0)
-      load(args.rows, DType::bf16, row * args.row_stride + column, x);
-    else
-      load(args.from.data, args.from.type, token * args.from.stride + column, x);
-    add(sum, order.weight[j], x);
+  for (int first = 0; first < order.used; first += kAhead) {
+    Loaded<kCount> loaded[kAhead];
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j)
+      if (first + j < order.used) loaded[j].start(args, order.row[first + j], column);
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) {
+      if (first + j >= order.used) break;
+      loaded[j].finish(args, order.row[first + j], token, column, x);
+      add(sum, order.weight[first + j], x);
+    }
   }
 #pragma unroll
   for (int i = 0; i < kCount; ++i) sum[i] *= args.routed_scale;

@@ -12,11 +12,34 @@ __device__ inline uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
-// --- mbarrier -------------------------------------------------------------------------------
+// A value that is the same in all lanes of a warp; the compiler keeps it, and does not compute it
+// again where it is used.
+__device__ inline uint32_t keep(uint32_t value) { return __shfl_sync(~0u, value, 0); }
 
-__device__ inline void barrier_init(uint64_t* barrier, uint32_t arrivals) {
-  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals)
+// Shared memory by its address; not moved across what is volatile too.
+__device__ inline float load_shared(uint32_t from) {
+  float value;
+  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(from) : "memory");
+  return value;
+}
+__device__ inline int4 load_shared_4(uint32_t from) {
+  int4 v;
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(from)
                : "memory");
+  return v;
+}
+__device__ inline void store_shared_4(uint32_t to, int4 v) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z),
+               "r"(v.w)
+               : "memory");
+}
+
+// --- mbarrier: by its address in shared memory ------------------------------------------------
+
+__device__ inline void barrier_init(uint32_t barrier, uint32_t arrivals) {
+  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
 
 // Makes initialised barriers visible to the copy engine.
@@ -24,50 +47,63 @@ __device__ inline void fence_barrier_init() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
-__device__ inline void barrier_arrive(uint64_t* barrier) {
-  asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+__device__ inline void barrier_arrive(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
 // Arrives at the barrier in the same place of another block of the cluster.
-__device__ inline void barrier_arrive_remote(uint64_t* barrier, uint32_t rank) {
+__device__ inline void barrier_arrive_remote(uint32_t barrier, uint32_t rank) {
   asm volatile(
       "{\n"
       ".reg .b32 remote;\n"
       "mapa.shared::cluster.u32 remote, %0, %1;\n"
       "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
-      "}\n" ::"r"(shared_address(barrier)),
+      "}\n" ::"r"(barrier),
       "r"(rank)
       : "memory");
 }
 
 // Arrives, and announces bytes that the copy engine will bring.
-__device__ inline void barrier_arrive_expect(uint64_t* barrier, uint32_t bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
-               "r"(bytes)
+__device__ inline void barrier_arrive_expect(uint32_t barrier, uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
                : "memory");
 }
 
 // Arrives once this thread's earlier cp.async have landed; counts as one of the arrivals.
-__device__ inline void barrier_arrive_after_copies(uint64_t* barrier) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(barrier))
-               : "memory");
+__device__ inline void barrier_arrive_after_copies(uint32_t barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
 }
 
-__device__ inline void barrier_wait(uint64_t* barrier, uint32_t parity) {
+__device__ inline void barrier_wait(uint32_t barrier, uint32_t parity) {
   asm volatile(
       "{\n"
       ".reg .pred done;\n"
       "again:\n"
       "mbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n"
       "@!done bra again;\n"
-      "}\n" ::"r"(shared_address(barrier)),
+      "}\n" ::"r"(barrier),
       "r"(parity)
       : "memory");
+}
+
+__device__ inline void barrier_init(uint64_t* barrier, uint32_t arrivals) {
+  barrier_init(shared_address(barrier), arrivals);
+}
+__device__ inline void barrier_arrive_expect(uint64_t* barrier, uint32_t bytes) {
+  barrier_arrive_expect(shared_address(barrier), bytes);
+}
+__device__ inline void barrier_wait(uint64_t* barrier, uint32_t parity) {
+  barrier_wait(shared_address(barrier), parity);
 }
 
 // The `threads` threads that use hardware barrier `id` (1..15) wait for each other.
 __device__ inline void named_barrier(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// Counts as one that waits there, and goes on.
+__device__ inline void named_arrive(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
 // --- copies ---------------------------------------------------------------------------------
@@ -96,23 +132,37 @@ __device__ inline void prefetch_tensor_map(const CUtensorMap* map) {
 }
 
 // A box of a rank-3 tensor map into shared memory; completes on `barrier`.
-__device__ inline void copy_box(uint32_t to, const CUtensorMap* map, uint64_t* barrier, int x,
-                                int y, int z) {
+__device__ inline void copy_box(uint32_t to, const CUtensorMap* map, uint32_t barrier, int x, int y,
+                                int z) {
   asm volatile(
       "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
       " [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(to),
-      "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z)
+      "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z)
+      : "memory");
+}
+
+// The same, of what L2 should give up first.
+__device__ inline void stream_box(uint32_t to, const CUtensorMap* map, uint32_t barrier, int x,
+                                  int y, int z) {
+  asm volatile(
+      "{\n"
+      ".reg .b64 policy;\n"
+      "createpolicy.fractional.L2::evict_first.b64 policy, 1.0;\n"
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
+      " [%0], [%1, {%3, %4, %5}], [%2], policy;\n"
+      "}\n" ::"r"(to),
+      "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z)
       : "memory");
 }
 
 // The same box into the same place of every block of the cluster in `blocks`, a bit each; completes
 // on the barrier in the same place of each.
 __device__ inline void copy_box_to(uint16_t blocks, uint32_t to, const CUtensorMap* map,
-                                   uint64_t* barrier, int x, int y, int z) {
+                                   uint32_t barrier, int x, int y, int z) {
   asm volatile(
       "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
       ".multicast::cluster [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(to),
-      "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z), "h"(blocks)
+      "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z), "h"(blocks)
       : "memory");
 }
 
@@ -140,10 +190,14 @@ __device__ inline void prefetch(const void* from) {
 
 // --- matrices -------------------------------------------------------------------------------
 
-// A K-major operand whose rows are 128 bytes, swizzled; 1024-byte aligned tile at `address`.
-__device__ inline uint64_t matrix_descriptor(uint32_t address) {
-  constexpr uint64_t kSwizzle128 = 1ull << 62, kGroupStride = (1024ull >> 4) << 32;
-  return kSwizzle128 | kGroupStride | (1ull << 16) | ((address & 0x3FFFF) >> 4);
+// A K-major operand whose rows are 128 bytes, swizzled; 1024-byte aligned tile at `address`, from
+// `step` times 32 bytes of its rows on. Of the halves one is constant, and the other a 32-bit sum.
+__device__ inline uint64_t matrix_descriptor(uint32_t address, int step = 0) {
+  constexpr uint32_t kSwizzle128 = 1u << 30, kGroupStride = 1024 >> 4;
+  const uint32_t low = (1u << 16 | (address & 0x3FFFF) >> 4) + 2 * step;
+  uint64_t both;
+  asm("mov.b64 %0, {%1, %2};" : "=l"(both) : "r"(low), "n"(kSwizzle128 | kGroupStride));
+  return both;
 }
 
 // Where the 16-byte chunk `chunk` of row `row` lies in such a tile.
@@ -176,6 +230,13 @@ __device__ inline void wgmma_commit() {
 template <int kPending>
 __device__ inline void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+}
+
+// Stores four 8x8 matrices of 16-bit values; each lane gives the address of one row.
+__device__ inline void store_matrices(uint32_t to, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(a),
+               "r"(b), "r"(c), "r"(d)
+               : "memory");
 }
 
 // Stores 8x8 matrices of 16-bit values transposed; each lane gives the address of one row.

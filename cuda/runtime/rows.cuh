@@ -26,17 +26,9 @@ __device__ inline void store_float(void* data, DType type, int64_t i, float valu
   }
 }
 
-// 8 neighbouring values, from an address that is a multiple of 8 of them.
-__device__ inline void load_8(const void* data, DType type, int64_t i, float (&out)[8]) {
-  if (type == DType::f32) {
-    const float4* from = reinterpret_cast<const float4*>(static_cast<const float*>(data) + i);
-    const float4 a = from[0], b = from[1];
-    out[0] = a.x, out[1] = a.y, out[2] = a.z, out[3] = a.w;
-    out[4] = b.x, out[5] = b.y, out[6] = b.z, out[7] = b.w;
-    return;
-  }
-  const uint4 raw = *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(data) + i);
-  const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+// 8 packed values of 16 bits.
+__device__ inline void widen_8(uint4 packed, DType type, float (&out)[8]) {
+  const uint32_t words[4] = {packed.x, packed.y, packed.z, packed.w};
 #pragma unroll
   for (int w = 0; w < 4; ++w) {
     if (type == DType::bf16) {
@@ -48,6 +40,18 @@ __device__ inline void load_8(const void* data, DType type, int64_t i, float (&o
       out[2 * w + 1] = pair.y;
     }
   }
+}
+
+// 8 neighbouring values, from an address that is a multiple of 8 of them.
+__device__ inline void load_8(const void* data, DType type, int64_t i, float (&out)[8]) {
+  if (type == DType::f32) {
+    const float4* from = reinterpret_cast<const float4*>(static_cast<const float*>(data) + i);
+    const float4 a = from[0], b = from[1];
+    out[0] = a.x, out[1] = a.y, out[2] = a.z, out[3] = a.w;
+    out[4] = b.x, out[5] = b.y, out[6] = b.z, out[7] = b.w;
+    return;
+  }
+  widen_8(*reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(data) + i), type, out);
 }
 
 __device__ inline void store_8(void* data, DType type, int64_t i, const float (&value)[8]) {
