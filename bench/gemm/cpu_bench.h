@@ -140,10 +140,13 @@ class Mapping {
 
 // Small numbers in every format.
 inline void fill_small(const Mapping& memory) {
-  for (size_t i = 0; i + 1 < memory.size(); i += 2) {
-    memory.data()[i] = std::byte(i * 7);
-    memory.data()[i + 1] = std::byte{0x3c};
+  std::byte part[4096];
+  for (size_t i = 0; i < sizeof part; i += 2) {
+    part[i] = std::byte(i * 7);
+    part[i + 1] = std::byte{0x3c};
   }
+  for (size_t at = 0; at < memory.size(); at += sizeof part)
+    std::memcpy(memory.data() + at, part, std::min(sizeof part, memory.size() - at));
 }
 
 // Zeroed and aligned.
