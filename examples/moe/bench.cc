@@ -59,25 +59,28 @@ struct Peaks {
   double dram_read_gbs = 0, fma_gflops = 0;
   double int8_dot_gops = 0, int4_dot_gops = 0;  // 0: not measured on this kind of machine
 
-  // What the weights' format allows at best.
-  double compute(FormatKind weights) const {
+  // What the weights' format allows at best. Exact rows are multiplied in fp32.
+  double compute(FormatKind weights, bool exact) const {
+    if (exact) return fma_gflops;
     if (weights == FormatKind::int8 && int8_dot_gops > 0) return int8_dot_gops;
     if (weights == FormatKind::int4 && int4_dot_gops > 0) return int4_dot_gops;
     return fma_gflops;
-  }
-  double roofline_fraction(const Point& point, FormatKind weights) const {
-    return std::max(point.gflops() / compute(weights), point.weight_gbs() / dram_read_gbs);
   }
 };
 
 // What is printed.
 struct Answer {
   std::string like;
-  FormatKind weights;
-  std::string row_type;
+  Format format;
+  std::string row_type, row_precision;
   int threads;
   Peaks peaks;
   std::vector<Point> points;
+
+  double roofline_fraction(const Point& point) const {
+    const double peak = peaks.compute(format.kind, row_precision == "exact");
+    return std::max(point.gflops() / peak, point.weight_gbs() / peaks.dram_read_gbs);
+  }
 };
 
 struct Bench {
@@ -128,9 +131,11 @@ Result<Point> measure(Bench& bench, int64_t tokens) {
 
 void print_json(const Answer& answer) {
   const Peaks& peaks = answer.peaks;
-  const std::string dtype = to_string(answer.weights);
+  const std::string dtype = to_string(answer.format.kind);
   Json json;
-  json.value("threads", answer.threads).value("row_type", answer.row_type).object("limits");
+  json.value("threads", answer.threads).value("row_type", answer.row_type);
+  json.value("row_precision", answer.row_precision).value("group", answer.format.group);
+  json.object("limits");
   json.value("dram_read_gbs", peaks.dram_read_gbs).value("fma_gflops", peaks.fma_gflops);
   json.value("int8_dot_gops", peaks.int8_dot_gops).value("int4_dot_gops", peaks.int4_dot_gops);
   json.end().array("points");
@@ -141,7 +146,7 @@ void print_json(const Answer& answer) {
     json.value("weight_gbs", point.weight_gbs());
     json.value("dram_fraction", point.weight_gbs() / peaks.dram_read_gbs);
     json.value("fma_fraction", point.gflops() / peaks.fma_gflops);
-    json.value("roofline_fraction", peaks.roofline_fraction(point, answer.weights)).end();
+    json.value("roofline_fraction", answer.roofline_fraction(point)).end();
   }
   json.print();
 }
@@ -149,11 +154,11 @@ void print_json(const Answer& answer) {
 void print_text(const Answer& answer) {
   const Peaks& peaks = answer.peaks;
   fmt::print(
-      "{}, {}, rows in {}, {} threads; limits: DRAM read {:.1f} GB/s, FMA {:.1f} GFLOP/s, dot "
-      "products of int8 "
-      "{:.1f} and int4 {:.1f} GOP/s\n",
-      answer.like, to_string(answer.weights), answer.row_type, answer.threads, peaks.dram_read_gbs,
-      peaks.fma_gflops, peaks.int8_dot_gops, peaks.int4_dot_gops);
+      "{}, {}, rows in {} ({}), {} threads; limits: DRAM read {:.1f} GB/s, FMA {:.1f} GFLOP/s, dot "
+      "products of int8 {:.1f} and int4 {:.1f} GOP/s\n",
+      answer.like, to_string(answer.format.kind), answer.row_type, answer.row_precision,
+      answer.threads, peaks.dram_read_gbs, peaks.fma_gflops, peaks.int8_dot_gops,
+      peaks.int4_dot_gops);
   fmt::print("{:>8} {:>12} {:>23} {:>12} {:>14} {:>8} {:>8} {:>10}\n", "tokens", "us",
              "least .. most", "GFLOP/s", "weights GB/s", "of DRAM", "of FMA", "of limit");
   for (const Point& point : answer.points)
@@ -161,7 +166,7 @@ void print_text(const Answer& answer) {
         "{:>8} {:>12.1f} {:>10.1f} .. {:>9.1f} {:>12.2f} {:>14.2f} {:>8.2f} {:>8.2f} {:>8.1f} %\n",
         point.tokens, point.us.median, point.us.least, point.us.most, point.gflops(),
         point.weight_gbs(), point.weight_gbs() / peaks.dram_read_gbs,
-        point.gflops() / peaks.fma_gflops, 100 * peaks.roofline_fraction(point, answer.weights));
+        point.gflops() / peaks.fma_gflops, 100 * answer.roofline_fraction(point));
 }
 
 // What --format can ask for, each with its usual group.
@@ -330,8 +335,9 @@ Status bench(Options& options) {
     points.push_back(*point);
   }
   const Answer answer{.like = like,
-                      .weights = model->layers().front().expert.format.kind,
+                      .format = model->layers().front().expert.format,
                       .row_type = options.row_type,
+                      .row_precision = options.row_precision,
                       .threads = (*executor)->concurrency(),
                       .peaks = state.peaks(),
                       .points = std::move(points)};

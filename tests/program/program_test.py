@@ -238,6 +238,19 @@ def bench():
         kind = "fp8_block" if dtype == "fp8" else dtype
         assert [point["dtype"] for point in answer["points"]] == [kind]
         assert answer["points"][0]["weight_gbs"] > 0
+        assert answer["group"] == {"fp8": 128, "int4": 64}.get(dtype, 0)
+    for dtype, group in (("int8", 0), ("int8", 32), ("int4", 32), ("int4", 128)):
+        for precision in ("automatic", "exact"):
+            answer = moe_json("bench", "--experts", 4, "--top-k", 2, "--hidden", 128,
+                              "--intermediate", 128, "--tokens", "1,16", "--threads", 2, "--format",
+                              dtype, "--group", group, "--row-precision", precision)
+            assert answer["group"] == group and answer["row_precision"] == precision
+            peak = answer["limits"]["fma_gflops"]
+            if precision != "exact":  # rows in q8 meet the weights in dot products
+                peak = answer["limits"][f"{dtype}_dot_gops"] or peak
+            for point in answer["points"]:
+                limit = max(point["gflops"] / peak, point["dram_fraction"])
+                assert abs(point["roofline_fraction"] / limit - 1) < 1e-3, (dtype, precision, point)
     moe("bench", "--format", "int5", code=2)
     moe("bench", "--group", "32", code=2)
     moe("bench", "--format", "f16", "--group", "32", code=2)
