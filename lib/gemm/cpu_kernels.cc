@@ -18,17 +18,11 @@
 #include "gemm/cpu_amx.h"
 #include "gemm/cpu_bf16_rows.h"
 #include "gemm/cpu_kernels-inl.h"
+#include "gemm/instruction_sets.h"
 
 #if HWY_ONCE
 namespace moe::cpu {
 namespace {
-
-[[maybe_unused]] bool always() { return true; }
-
-template <int64_t kTarget>
-bool has() {
-  return (hwy::SupportedTargets() & kTarget) != 0;
-}
 
 constexpr Kernels with(Kernels kernels, const Bf16Rows& rows) {
   kernels.bf16 = rows;
@@ -59,11 +53,7 @@ constexpr Kernels kAll[] = {
 
 std::span<const Kernels> all_kernels() { return kAll; }
 
-const Kernels& best_kernels() {
-  for (const Kernels& kernels : kAll)
-    if (kernels.available()) return kernels;
-  return kAll[std::size(kAll) - 1];
-}
+const Kernels& best_kernels() { return first_available(all_kernels()); }
 
 bool takes_bf16_rows(const Kernels& kernels, FormatKind weights, DType hidden, RowPrecision rows) {
   if (!kernels.bf16.multiply || weights != FormatKind::bf16) return false;

@@ -46,10 +46,11 @@ constexpr int64_t pair_bytes(const Format& format, int64_t inputs) {
          scale_groups(format, inputs) * kPair * int64_t{sizeof(float)};
 }
 
-// Byte offsets from the start of a slot. Needs check_spec() and a format of element_bytes().
-struct Sections {
-  int64_t hidden_inputs = 0;        // hidden, rounded up to even
-  int64_t intermediate_inputs = 0;  // intermediate, rounded up to even
+// Intermediate outputs that one panel pair of gate_up yields.
+constexpr int64_t outputs_of_pair(const ExpertSpec& spec) { return spec.gated ? kPanel : kPair; }
+
+// What slots of every format have, as byte offsets from their start. Needs check_spec().
+struct PairSections {
   int64_t gate_up_pairs = 0;
   int64_t down_pairs = 0;
   int64_t gate_up_pair_bytes = 0;
@@ -59,27 +60,36 @@ struct Sections {
   int64_t down = 0;
   int64_t gate_up_bias = 0;
   int64_t down_bias = 0;
-  int64_t bytes = 0;
+  int64_t bytes = 0;  // of the whole slot
 };
 
-// Intermediate outputs that one panel pair of gate_up yields.
-constexpr int64_t outputs_of_pair(const ExpertSpec& spec) { return spec.gated ? kPanel : kPair; }
-
-constexpr Sections sections(const ExpertSpec& spec) {
-  const auto pairs = [](int64_t outputs, int64_t each) { return (outputs + each - 1) / each; };
-  Sections s;
-  s.hidden_inputs = round_up(spec.hidden, 2);
-  s.intermediate_inputs = round_up(spec.intermediate, 2);
-  s.gate_up_pairs = pairs(spec.intermediate, outputs_of_pair(spec));
-  s.down_pairs = pairs(spec.hidden, kPair);
-  s.gate_up_pair_bytes = pair_bytes(spec.format, s.hidden_inputs);
-  s.down_pair_bytes = pair_bytes(spec.format, s.intermediate_inputs);
+constexpr PairSections pair_sections(const ExpertSpec& spec, int64_t gate_up_pair_bytes,
+                                     int64_t down_pair_bytes) {
+  const int64_t outputs = outputs_of_pair(spec);
   const int64_t bias_bytes = spec.bias ? kPair * int64_t{sizeof(float)} : 0;
-  s.down = s.gate_up_pairs * s.gate_up_pair_bytes;
-  s.gate_up_bias = s.down + s.down_pairs * s.down_pair_bytes;
+  PairSections s;
+  s.gate_up_pairs = (spec.intermediate + outputs - 1) / outputs;
+  s.down_pairs = (spec.hidden + kPair - 1) / kPair;
+  s.gate_up_pair_bytes = gate_up_pair_bytes;
+  s.down_pair_bytes = down_pair_bytes;
+  s.down = s.gate_up_pairs * gate_up_pair_bytes;
+  s.gate_up_bias = s.down + s.down_pairs * down_pair_bytes;
   s.down_bias = s.gate_up_bias + s.gate_up_pairs * bias_bytes;
   s.bytes = s.down_bias + s.down_pairs * bias_bytes;
   return s;
+}
+
+// Of a format of element_bytes().
+struct Sections : PairSections {
+  int64_t hidden_inputs = 0;        // hidden, rounded up to even
+  int64_t intermediate_inputs = 0;  // intermediate, rounded up to even
+};
+
+constexpr Sections sections(const ExpertSpec& spec) {
+  const int64_t hidden = round_up(spec.hidden, 2), intermediate = round_up(spec.intermediate, 2);
+  return {
+      pair_sections(spec, pair_bytes(spec.format, hidden), pair_bytes(spec.format, intermediate)),
+      hidden, intermediate};
 }
 
 // Where weights narrower than f32 are widened. In registers: each weight is read from memory once

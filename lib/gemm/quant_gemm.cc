@@ -65,10 +65,8 @@ class Run final : public Pass {
         tile_rows_(exact ? TileRows{kernels.max_rows} : quant.tile_rows),
         tasks_(batch.groups, tile_rows_, kChunkRows / tile_rows_.most,
                reinterpret_cast<GroupStart*>(batch.workspace.data() + layout_.starts)),
-        gate_up_runs_(at_.gate_up_panels.pairs, at_.gate_up_panels.pair_bytes, tasks_.total().chunk,
-                      threads_),
-        down_runs_(at_.down_panels.pairs, at_.down_panels.pair_bytes, tasks_.total().chunk,
-                   threads_) {
+        gate_up_runs_(at_.gate_up_pairs, at_.gate_up_pair_bytes, tasks_.total().chunk, threads_),
+        down_runs_(at_.down_pairs, at_.down_pair_bytes, tasks_.total().chunk, threads_) {
     std::byte* base = batch.workspace.data();
     tiles_ = base + layout_.tiles;
     activations_ = reinterpret_cast<float*>(base + layout_.activations);

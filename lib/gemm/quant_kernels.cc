@@ -15,6 +15,7 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include "gemm/instruction_sets.h"
 #include "gemm/quant_kernels-inl.h"
 //
 #include "gemm/quant_amx-inl.h"
@@ -22,13 +23,6 @@
 #if HWY_ONCE
 namespace moe::cpu {
 namespace {
-
-bool always() { return true; }
-
-template <int64_t kTarget>
-bool has() {
-  return (hwy::SupportedTargets() & kTarget) != 0;
-}
 
 constexpr QuantKernels kAll[] = {
 #if HWY_TARGETS & HWY_AVX3_DL
@@ -56,11 +50,7 @@ constexpr QuantKernels kAll[] = {
 
 std::span<const QuantKernels> all_quant_kernels() { return kAll; }
 
-const QuantKernels& best_quant_kernels() {
-  for (const QuantKernels& kernels : kAll)
-    if (kernels.available()) return kernels;
-  return kAll[std::size(kAll) - 1];
-}
+const QuantKernels& best_quant_kernels() { return first_available(all_quant_kernels()); }
 
 }  // namespace moe::cpu
 #endif  // HWY_ONCE

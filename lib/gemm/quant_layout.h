@@ -32,12 +32,11 @@ namespace moe::cpu {
 
 inline constexpr int64_t kBlock = 32;  // columns whose products are summed as integers
 
-// Panel pairs over `outputs` of one matrix with `inputs` inputs.
+// A panel pair of a matrix with `inputs` inputs.
 struct QuantPanels {
   int64_t columns = 0;
   int64_t groups = 0;
   int64_t group_blocks = 0;  // blocks of one group
-  int64_t pairs = 0;
 
   int64_t block_bytes = 0;  // of the values of one block of a pair
   int64_t scales = 0;       // offsets within a pair
@@ -49,13 +48,12 @@ struct QuantPanels {
 
 constexpr int64_t scale_bytes(const Format& format) { return format.scale == DType::f32 ? 4 : 2; }
 
-constexpr QuantPanels quant_panels(const Format& format, int64_t inputs, int64_t pairs) {
+constexpr QuantPanels quant_panels(const Format& format, int64_t inputs) {
   QuantPanels p;
   const int64_t group = format.group > 0 ? format.group : round_up(inputs, kBlock);
   p.columns = round_up(inputs, group);
   p.groups = p.columns / group;
   p.group_blocks = group / kBlock;
-  p.pairs = pairs;
   p.block_bytes = kBlock * kPair / (format.kind == FormatKind::int4 ? 2 : 1);
   p.scales = p.columns / kBlock * p.block_bytes;
   p.zeros = p.scales + round_up(p.groups * kPair * scale_bytes(format), 64);
@@ -63,34 +61,23 @@ constexpr QuantPanels quant_panels(const Format& format, int64_t inputs, int64_t
   return p;
 }
 
-// Byte offsets from the start of a slot. Needs check_spec() and check_quant_format().
-struct QuantSections {
+// Needs check_quant_format() too.
+struct QuantSections : PairSections {
   QuantPanels gate_up_panels;
   QuantPanels down_panels;
 
-  int64_t gate_up = 0;
-  int64_t down = 0;
-  int64_t gate_up_bias = 0;
-  int64_t down_bias = 0;
   int64_t gate_up_order = 0;
   int64_t down_order = 0;
-  int64_t bytes = 0;
 };
 
 constexpr QuantSections quant_sections(const ExpertSpec& spec) {
-  const auto pairs = [](int64_t outputs, int64_t each) { return (outputs + each - 1) / each; };
-  QuantSections s;
-  s.gate_up_panels =
-      quant_panels(spec.format, spec.hidden, pairs(spec.intermediate, outputs_of_pair(spec)));
-  s.down_panels = quant_panels(spec.format, spec.intermediate, pairs(spec.hidden, kPair));
-  const int64_t bias = spec.bias ? kPair * int64_t{sizeof(float)} : 0;
+  const QuantPanels gate_up = quant_panels(spec.format, spec.hidden);
+  const QuantPanels down = quant_panels(spec.format, spec.intermediate);
   const int64_t order = spec.format.act_order ? int64_t{sizeof(int32_t)} : 0;
-  s.down = s.gate_up_panels.pairs * s.gate_up_panels.pair_bytes;
-  s.gate_up_bias = s.down + s.down_panels.pairs * s.down_panels.pair_bytes;
-  s.down_bias = s.gate_up_bias + s.gate_up_panels.pairs * bias;
-  s.gate_up_order = s.down_bias + s.down_panels.pairs * bias;
-  s.down_order = s.gate_up_order + round_up(s.gate_up_panels.columns * order, 64);
-  s.bytes = s.down_order + round_up(s.down_panels.columns * order, 64);
+  QuantSections s = {pair_sections(spec, gate_up.pair_bytes, down.pair_bytes), gate_up, down};
+  s.gate_up_order = s.bytes;
+  s.down_order = s.gate_up_order + round_up(gate_up.columns * order, 64);
+  s.bytes = s.down_order + round_up(down.columns * order, 64);
   return s;
 }
 

@@ -1,5 +1,4 @@
-// What the CPU backend promises beyond conformance: the bits of a row depend on nothing but the row
-// and its expert, whatever the threads, the batch, the order and the instruction set.
+// What the backend of float weights promises beyond conformance and cpu_bits_test.cc.
 #include <cstring>
 
 #include "catch.h"
@@ -7,7 +6,6 @@
 #include "gemm/cpu_layout.h"
 #include "gemm/cpu_tasks.h"
 #include "gemm/problems.h"
-#include "model/allocations.h"
 #include "quant/half.h"
 
 using namespace moe;
@@ -31,44 +29,6 @@ constexpr Format kFormats[] = {
 
 }  // namespace
 
-TEST_CASE("same bits for 1, 2, 3 and 8 threads, and one expert after the other",
-          "[gemm][mission-30][mission-31]") {
-  const auto gemm = cpu::make_gemm(cpu::best_kernels());
-  for (const Format& format : kFormats) {
-    const Prepared prepared = prepare(odd_problem(format));
-    const Slots slots(*gemm, prepared);
-    const auto expected = run(*gemm, prepared, slots);
-    CHECK(error_against_reference(prepared, expected) <=
-          gemm->error_bound(prepared.problem.spec, prepared.problem.rows));
-    for (int threads : {1, 2, 3, 8}) {
-      CHECK(same_bits(run(*gemm, prepared, slots, {.threads = threads}), expected));
-      CHECK(same_bits(run(*gemm, prepared, slots, {threads, true}), expected));
-    }
-    const auto workspace = [&](int64_t pairs, int64_t groups) {
-      return gemm->workspace_bytes(prepared.problem.spec, pairs, groups, 1);
-    };
-    CHECK(workspace(217, 1) < workspace(217 * 2, 3));  // sequential needs one expert's rows
-  }
-}
-
-TEST_CASE("each instruction set, forced: same bits for 1, 2, 3 and 8 threads",
-          "[gemm][mission-30][mission-31]") {
-  for (const Format& format : kFormats) {
-    const Prepared prepared = prepare(odd_problem(format));
-    const auto best = cpu::make_gemm(cpu::best_kernels(), RowPrecision::exact);
-    const Slots slots(*best, prepared);
-    const auto expected = run(*best, prepared, slots);
-    for (const cpu::Kernels& kernels : cpu::all_kernels()) {
-      if (!kernels.available()) continue;
-      const auto forced = cpu::make_gemm(kernels, RowPrecision::exact);
-      for (int threads : {1, 2, 3, 8}) {
-        INFO(kernels.name << ", " << threads << " threads: " << describe(prepared.problem));
-        CHECK(same_bits(run(*forced, prepared, slots, {.threads = threads}), expected));
-      }
-    }
-  }
-}
-
 TEST_CASE("an expert of any number of rows has the bits of its rows alone in each set", "[gemm]") {
   for (const cpu::Kernels& kernels : cpu::all_kernels()) {
     if (!kernels.available()) continue;
@@ -91,50 +51,6 @@ TEST_CASE("an expert of any number of rows has the bits of its rows alone in eac
         const std::vector<float> row(begin, begin + problem.spec.hidden);
         CHECK(same_bits(run(*gemm, alone(prepared, token), slots), row));
       }
-    }
-  }
-}
-
-TEST_CASE("run() allocates nothing", "[gemm][mission-36]") {
-  const auto gemm = cpu::make_gemm(cpu::best_kernels());
-  auto executor = make_executor(2);
-  REQUIRE(executor.ok());
-  const Prepared prepared = prepare(odd_problem({FormatKind::bf16}));
-  const Slots slots(*gemm, prepared);
-  std::vector<ExpertGroup> groups = prepared.groups;
-  for (ExpertGroup& group : groups) group.slot = slots.slot(group.expert);
-  const auto pairs = static_cast<int64_t>(prepared.pairs.size());
-  const size_t bytes =
-      gemm->workspace_bytes(prepared.problem.spec, pairs, static_cast<int64_t>(groups.size()), 2);
-  struct alignas(64) Line {
-    std::byte bytes[64];
-  };
-  std::vector<Line> workspace(bytes / sizeof(Line) + 1);
-  std::vector<float> out(prepared.ids.size() * prepared.problem.spec.hidden);
-  const ExpertBatch batch{.hidden = prepared.hidden_view(),
-                          .top_k = prepared.problem.top_k,
-                          .groups = groups,
-                          .pairs = prepared.pairs.data(),
-                          .out = out.data(),
-                          .executor = executor->get(),
-                          .workspace = {workspace[0].bytes, bytes}};
-  const int64_t before = allocations();
-  const bool ok = gemm->run(prepared.problem.spec, batch).ok();
-  CHECK(allocations() == before);
-  CHECK(ok);
-}
-
-TEST_CASE("a row alone and among others has the same bits", "[gemm][mission-30]") {
-  const auto gemm = cpu::make_gemm(cpu::best_kernels());
-  for (const Format& format : kFormats) {
-    const Prepared prepared = prepare(odd_problem(format));
-    const Slots slots(*gemm, prepared);
-    const auto together = run(*gemm, prepared, slots);
-    const int64_t elements = prepared.problem.top_k * prepared.problem.spec.hidden;
-    for (int64_t token : {0, 1, 77, 216}) {
-      const auto begin = together.begin() + token * elements;
-      const std::vector<float> expected(begin, begin + elements);
-      CHECK(same_bits(run(*gemm, alone(prepared, token), slots), expected));
     }
   }
 }

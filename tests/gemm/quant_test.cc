@@ -1,11 +1,10 @@
-// What the int8 and int4 backend promises beyond conformance.
+// What the int8 and int4 backend promises beyond conformance and cpu_bits_test.cc.
 #include <cstring>
 
 #include "catch.h"
 #include "gemm/problems.h"
 #include "gemm/quant_gemm.h"
 #include "gemm/quant_layout.h"
-#include "model/allocations.h"
 #include "quant/half.h"
 #include "quant/q8.h"
 
@@ -14,30 +13,9 @@ using namespace moe::test;
 
 namespace {
 
-// Several ranges of blocks, tiles and chunks, odd everywhere.
-Problem odd_problem(const Format& format) {
-  return {.spec = {.hidden = 611, .intermediate = 67, .bias = true, .format = format},
-          .experts = 3,
-          .top_k = 2,
-          .tokens = 217,
-          .rows = DType::bf16,
-          .row_padding = 3,
-          .seed = seed()};
-}
-
-std::vector<Format> integer_formats() {
-  std::vector<Format> formats;
-  for (const Format& format : all_formats())
-    if (format.kind == FormatKind::int8 || format.kind == FormatKind::int4)
-      formats.push_back(format);
-  return formats;
-}
-
 std::unique_ptr<ExpertGemm> best(RowPrecision rows) {
   return cpu::make_quant_gemm(cpu::best_quant_kernels(), cpu::best_kernels(), rows);
 }
-
-constexpr RowPrecision kPrecisions[] = {RowPrecision::automatic, RowPrecision::exact};
 
 // f32 weights: what quantising at load starts from.
 class FloatWeights final : public WeightSource {
@@ -64,61 +42,6 @@ class FloatWeights final : public WeightSource {
 
 }  // namespace
 
-TEST_CASE("integer weights: same bits for 1, 2, 3 and 8 threads, and one expert after the other",
-          "[gemm][mission-30][mission-31][mission-42][mission-43]") {
-  for (RowPrecision rows : kPrecisions) {
-    const auto gemm = best(rows);
-    for (const Format& format : integer_formats()) {
-      const Prepared prepared = prepare(odd_problem(format));
-      const Slots slots(*gemm, prepared);
-      const auto expected = run(*gemm, prepared, slots);
-      for (int threads : {1, 2, 3, 8}) {
-        CHECK(same_bits(run(*gemm, prepared, slots, {.threads = threads}), expected));
-        CHECK(same_bits(run(*gemm, prepared, slots, {threads, true}), expected));
-      }
-    }
-  }
-}
-
-TEST_CASE("integer weights: a row alone and among others has the same bits", "[gemm][mission-30]") {
-  for (RowPrecision rows : kPrecisions) {
-    const auto gemm = best(rows);
-    for (const Format& format : integer_formats()) {
-      const Prepared prepared = prepare(odd_problem(format));
-      const Slots slots(*gemm, prepared);
-      const auto together = run(*gemm, prepared, slots);
-      const int64_t elements = prepared.problem.top_k * prepared.problem.spec.hidden;
-      for (int64_t token : {0, 1, 77, 216}) {
-        const auto begin = together.begin() + token * elements;
-        const std::vector<float> expected(begin, begin + elements);
-        CHECK(same_bits(run(*gemm, alone(prepared, token), slots), expected));
-      }
-    }
-  }
-}
-
-TEST_CASE(
-    "integer weights: each instruction set, forced, gives the same bits for 1, 2, 3, 8 threads",
-    "[gemm][mission-30][mission-42][mission-43]") {
-  for (RowPrecision rows : kPrecisions)
-    for (const Format& format : integer_formats()) {
-      Problem problem = odd_problem(format);
-      problem.tokens = 67;
-      const Prepared prepared = prepare(problem);
-      const auto gemm = best(rows);
-      const Slots slots(*gemm, prepared);
-      const auto expected = run(*gemm, prepared, slots);
-      for (const cpu::QuantKernels& kernels : cpu::all_quant_kernels()) {
-        if (!kernels.available()) continue;
-        INFO(kernels.name << ": " << describe(problem));
-        const auto other = cpu::make_quant_gemm(kernels, cpu::best_kernels(), rows);
-        CHECK(same_bits(run(*other, prepared, slots), expected));
-        for (int threads : {1, 2, 3, 8})
-          CHECK(same_bits(run(*other, prepared, slots, {.threads = threads}), expected));
-      }
-    }
-}
-
 TEST_CASE("integer weights: an expert of any number of rows has the same bits in each set",
           "[gemm][mission-30][mission-42][mission-43]") {
   for (const Format& format :
@@ -143,37 +66,6 @@ TEST_CASE("integer weights: an expert of any number of rows has the same bits in
         CHECK(same_bits(run(*other, prepared, slots), expected));
       }
     }
-}
-
-TEST_CASE("integer weights: run() allocates nothing", "[gemm][mission-36]") {
-  for (RowPrecision rows : kPrecisions) {
-    const auto gemm = best(rows);
-    auto executor = make_executor(2);
-    REQUIRE(executor.ok());
-    const Prepared prepared = prepare(odd_problem({FormatKind::int4, 32, DType::f16, true, true}));
-    const Slots slots(*gemm, prepared);
-    std::vector<ExpertGroup> groups = prepared.groups;
-    for (ExpertGroup& group : groups) group.slot = slots.slot(group.expert);
-    const auto pairs = static_cast<int64_t>(prepared.pairs.size());
-    const size_t bytes =
-        gemm->workspace_bytes(prepared.problem.spec, pairs, static_cast<int64_t>(groups.size()), 2);
-    struct alignas(64) Line {
-      std::byte bytes[64];
-    };
-    std::vector<Line> workspace(bytes / sizeof(Line) + 1);
-    std::vector<float> out(prepared.ids.size() * prepared.problem.spec.hidden);
-    const ExpertBatch batch{.hidden = prepared.hidden_view(),
-                            .top_k = prepared.problem.top_k,
-                            .groups = groups,
-                            .pairs = prepared.pairs.data(),
-                            .out = out.data(),
-                            .executor = executor->get(),
-                            .workspace = {workspace[0].bytes, bytes}};
-    const int64_t before = allocations();
-    const bool ok = gemm->run(prepared.problem.spec, batch).ok();
-    CHECK(allocations() == before);
-    CHECK(ok);
-  }
 }
 
 TEST_CASE("q8 in SIMD has the bits of its definition", "[gemm][quant]") {
