@@ -35,6 +35,7 @@ Status Versions::load_beside(std::span<const Need> needs, StoreLayer& layer, int
       }
     }
     begin += count;
+    MOE_RETURN_IF_ERROR(drain(move, end_ns));
     const Status status = fill(move, end_ns, at_once, *by);
     auto lock = locked();
     SlotClass& routed = classes[layer.routed.slot_class];

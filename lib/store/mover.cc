@@ -207,10 +207,11 @@ Status Mover::fill(Move& m, int64_t end_ns, int at_once, Loader& by) {
 }
 
 void Mover::begin_move(size_t count) {
-  settle_late();
   reserve_tables();
+  for (const SlotClass& slots : classes) count += static_cast<size_t>(slots.late);
   move.clear();
   move.reserve(count);
+  settle_late();
 }
 
 void Mover::set_late(CopyRef ref) {
@@ -223,10 +224,12 @@ void Mover::settle_late() {
       if (classes[c].copies[i].late) settle_late({c, static_cast<int64_t>(i)});
 }
 
-// A late copy finds its place among the residents, or goes.
+// A late copy finds its place among the residents, or goes; tables may name it, so one that is
+// ready goes with the others of the move, or of a later one if this one drains nothing.
 void Mover::settle_late(CopyRef ref) {
   ExpertCopy& copy = copy_at(ref);
   if (in_flight(copy)) return;
+  if (copy.state == CopyState::draining) return move.leaving.push_back(ref);
   SlotClass& slots = classes[ref.slot_class];
   const StoreLayer& layer = *layers[static_cast<size_t>(copy.layer)];
   const ExpertId id{layer.spec.layer, copy.expert};
@@ -237,16 +240,19 @@ void Mover::settle_late(CopyRef ref) {
   const bool full = residency && slots.paged() && residency->used() >= residency->slots();
   const bool waits = residency && !held && residency->versions(id) == Residency::kVersions;
   const bool surplus = ready && (other || waits || (!held && full));
-  // Where nothing is paged a table may name it: a sweep or the next shrinking sees to it.
+  // Where nothing is paged the newest table may need it: a sweep or the next shrinking sees to it.
   if (surplus && (copy.leases > 0 || !slots.paged())) return;
+  if (surplus) {
+    transition(copy, CopyState::draining);
+    return move.leaving.push_back(ref);
+  }
   copy.late = false;
   --slots.late;
-  if (ready && !surplus) {
+  if (ready) {
     if (residency && !held) residency->add(id, copy.version);
     return;
   }
   if (held && !other) residency->drop(id, copy.version);
-  if (surplus) transition(copy, CopyState::draining);
   free_slot(ref);
 }
 
@@ -311,34 +317,39 @@ void Mover::keep(const Move& m) {
 
 Status Mover::shrink(SlotClass& slots, int64_t end_ns) {
   const size_t slot_class = static_cast<size_t>(&slots - classes.data());
+  Residency& residency = *slots.residency;
   while (true) {
     uint64_t seen;
+    int64_t evicted = 0;
+    Status chosen;
     {
       auto lock = locked();
-      settle_late();  // else what it drops would be waited for
-      const int64_t surplus = slots.residency->used() - slots.residency->slots();
-      if (surplus <= 0) return {};
-      begin_move(static_cast<size_t>(surplus));
+      begin_move(slots.copies.size());
+      if (residency.used() <= residency.slots() && move.leaving.empty()) return {};
       seen = changes;
       const LeasedCopies leased(*this, slot_class);
-      while (slots.residency->used() > slots.residency->slots()) {
-        MOE_ASSIGN_OR_RETURN(const auto out, slots.residency->shrink(&leased));
-        if (out.evicted.expert < 0) break;
+      while (residency.used() > residency.slots()) {
+        const auto out = residency.shrink(&leased);
+        chosen = out.status();
+        if (!out.ok() || out->evicted.expert < 0) break;
         ExpertCopy& copy =
-            *find_copy(*find(out.evicted.layer), {out.evicted.expert, out.evicted_version});
+            *find_copy(*find(out->evicted.layer), {out->evicted.expert, out->evicted_version});
         transition(copy, CopyState::draining);
         move.leaving.push_back({slot_class, &copy - slots.copies.data()});
+        ++evicted;
       }
     }
     if (move.leaving.empty()) {
+      MOE_RETURN_IF_ERROR(chosen);
       MOE_RETURN_IF_ERROR(wait([&] { return changes != seen; }, end_ns));
       continue;
     }
     const Status status = drain(move, end_ns);
     auto lock = locked();
     keep(move);
-    if (status.ok()) paging.evictions += static_cast<int64_t>(move.leaving.size());
-    if (!status.ok()) return status;
+    if (status.ok()) paging.evictions += evicted;
+    MOE_RETURN_IF_ERROR(status);
+    MOE_RETURN_IF_ERROR(chosen);
   }
 }
 

@@ -74,7 +74,8 @@ struct Mover : StoreState {
 
   Result<int64_t> take_slot(StoreLayer& layer, Need need);  // state loading
   void free_slot(CopyRef ref);                              // state empty
-  // Makes `move` empty, with room for `count` copies that come and as many that go.
+  // Makes `move` anew, with room for `count` copies that come and as many that go; those that were
+  // late and have no place leave with it.
   void begin_move(size_t count);
   // Tells the residency of the copies of `move` that stay after all.
   void keep(const Move& move);
@@ -82,7 +83,7 @@ struct Mover : StoreState {
   void forget(const StoreLayer& layer, Need need);
   // Leaves a copy to settle_late().
   void set_late(CopyRef ref);
-  // Gives back what late fills left: such a copy finds its place among the residents, or goes.
+  // What late fills left finds its place among the residents, or leaves with `move`.
   void settle_late();
   void settle_late(CopyRef ref);
 

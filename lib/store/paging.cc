@@ -185,7 +185,7 @@ Status ExpertStore::Impl::carry_out(StoreLayer& layer, int64_t end_ns, bool earl
   const int64_t start = services.clock().now_ns();
   if (!move.filling.empty()) status = fill(move, end_ns, options.io_threads, loader);
   auto lock = locked();
-  paging.evictions += static_cast<int64_t>(move.leaving.size());
+  for (const Residency::Decision& taken : wave) paging.evictions += taken.evicted.expert >= 0;
   settle(move, early);
   if (prefetcher && status.ok() && !move.filling.empty()) {
     const int64_t each =

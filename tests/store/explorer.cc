@@ -202,11 +202,12 @@ void Explorer::spawn(std::function<void()> job) { start(std::move(job)); }
 
 void Explorer::freed(void* slot, size_t bytes) { std::memset(slot, 0xa5, bytes); }
 
-std::string Explorer::run(std::vector<std::function<void()>> tasks, Chooser& chooser) {
+std::string Explorer::run(std::vector<std::function<void()>> tasks, Chooser& chooser,
+                          const std::function<std::string()>& look) {
   for (auto& body : tasks) start(std::move(body));
   int running = -1;
-  std::string stuck;
-  while (true) {
+  std::string wrong;
+  while (wrong.empty()) {
     std::vector<int> enabled;
     bool running_enabled = false, all_done = true;
     for (size_t i = 0; i < tasks_.size(); ++i) {
@@ -220,20 +221,21 @@ std::string Explorer::run(std::vector<std::function<void()>> tasks, Chooser& cho
     if (enabled.empty()) {
       for (size_t i = 0; i < tasks_.size(); ++i)
         if (!tasks_[i]->done)
-          stuck += "task " + std::to_string(i) + " waits for ever at " + tasks_[i]->where + "; ";
+          wrong += "task " + std::to_string(i) + " waits for ever at " + tasks_[i]->where + "; ";
       break;
     }
     running = enabled[chooser.choose(enabled, running_enabled ? running : -1)];
     ++steps_;
     resume(*tasks_[static_cast<size_t>(running)]);
+    if (look) wrong = look();
   }
-  if (!stuck.empty()) {  // their stacks hold things: kept for ever
+  if (!wrong.empty()) {  // their stacks hold things: kept for ever
     for (auto& task : tasks_) (void)task.release();
     tasks_.clear();
   }
   for (auto& task : tasks_) spare_.push_back(std::move(task));
   tasks_.clear();
-  return stuck;
+  return wrong;
 }
 
 }  // namespace moe::test

@@ -66,8 +66,10 @@ class Explorer final : public Schedule {
   Explorer();
   ~Explorer() override;
 
-  // Runs `tasks` to their ends, and what they spawn. What went wrong: empty, or who waits for ever.
-  std::string run(std::vector<std::function<void()>> tasks, Chooser& chooser);
+  // Runs `tasks` to their ends, and what they spawn. What went wrong: empty, or who waits for ever,
+  // or what `look` said, which is called after every step and ends the run by saying anything.
+  std::string run(std::vector<std::function<void()>> tasks, Chooser& chooser,
+                  const std::function<std::string()>& look = {});
 
   void point(const char* where) override;
   void wait(const char* where, const std::function<bool()>& ready) override;

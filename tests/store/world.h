@@ -48,13 +48,16 @@ class TroubledSource final : public WeightSource {
   Status read(const WeightId& id, const MutableTensorView& out) const override {
     if (schedule) schedule->point("read");
     for (int left = failures; left > 0;)
-      if (failures.compare_exchange_weak(left, left - 1))
+      if (failures.compare_exchange_weak(left, left - 1)) {
+        ++failed;
         return Status(StatusCode::data_loss, "injected read error", {.tensor = to_string(id.kind)});
+      }
     return inner_.read(id, out);
   }
   std::string_view name() const noexcept override { return "troubled"; }
 
   mutable std::atomic<int> failures{0};  // of the next reads
+  mutable std::atomic<int64_t> failed{0};
   Schedule* schedule = nullptr;
 
  private:
@@ -129,6 +132,7 @@ class CallingThread final : public Executor {
 // What hosts and faults do.
 struct Op {
   enum Kind { forward, reload, rollback, budget, scrub, fail_read, fail_memory, late };
+  static constexpr int kKinds = late + 1;
   Kind kind = forward;
   int32_t layer = 0;
   std::vector<int32_t> experts;  // of a forward, one row each
@@ -348,7 +352,10 @@ class Subject {
     return wrong_;
   }
   ExpertStoreStats stats() const { return store_->stats(); }
+  ExpertStore::Impl& store() { return *store_->impl(); }
   const TroubledMemory& memory() const { return memory_; }
+  int64_t failed_reads() const { return sources_[0].failed + sources_[1].failed; }
+  int64_t done(Op::Kind kind) const { return done_[kind]; }  // ops that ended well
   void allow_faults(const Script& script) {
     read_faults_ = has(script, Op::fail_read);
     memory_faults_ = has(script, Op::fail_memory);
@@ -362,6 +369,11 @@ class Subject {
   void note(const std::string& what) {
     std::lock_guard lock(mutex_);
     wrong_ += what + "; ";
+  }
+  // Of the op `kind` that has ended.
+  void check(Op::Kind kind, const char* what, const Status& status) {
+    done_[kind] += status.ok();
+    check(what, status);
   }
   void check(const char* what, const Status& status) {
     if (status.ok() || (status.code() == StatusCode::data_loss && read_faults_) ||
@@ -380,7 +392,8 @@ class Subject {
       case Op::reload: return change([&] { return play_reload(op); });
       case Op::rollback: return change([&] { return play_rollback(); });
       case Op::budget:
-        return check("a budget change", store_->set_expert_memory(world_.memory_for(op.slots)));
+        return check(Op::budget, "a budget change",
+                     store_->set_expert_memory(world_.memory_for(op.slots)));
       case Op::scrub: return play_scrub();
       case Op::fail_read: sources_[0].failures = sources_[1].failures = 1; return;
       case Op::fail_memory: memory_.failures = 1; return;
@@ -402,7 +415,7 @@ class Subject {
       allowed = *mine;
       allowed_.erase(mine);
     }
-    check("a forward", status);
+    check(Op::forward, "a forward", status);
     if (!status.ok()) return;
     const bool right =
         ((allowed & 1) && world_.equals(0, op.layer, op.experts, out.data())) ||
@@ -430,12 +443,12 @@ class Subject {
     const auto version = store_->reload(sources_[op.weights], {.step = op.step});
     // Two whole versions need not fit where the budget has grown to hold everything.
     if (version.ok() || version.status().code() != StatusCode::resource_exhausted || !by_pieces_)
-      check("a reload", version.status());
+      check(Op::reload, "a reload", version.status());
     learn();
   }
   void play_rollback() {
     const Status status = store_->rollback();
-    if (status.code() != StatusCode::failed_precondition) check("a rollback", status);
+    if (status.code() != StatusCode::failed_precondition) check(Op::rollback, "a rollback", status);
     learn();
   }
   // Which weights the newest table names, by the digest of an expert that it has.
@@ -463,7 +476,7 @@ class Subject {
           }
     }
     const auto report = store_->scrub();
-    check("a scrub", report.status());
+    check(Op::scrub, "a scrub", report.status());
     if (report.ok() && report->found != report->repaired && !read_faults_ && !memory_faults_ &&
         !late_)
       note("a scrub could not repair");
@@ -480,6 +493,7 @@ class Subject {
   std::optional<Model> model_;
 
   bool read_faults_ = false, memory_faults_ = false, late_ = false, by_pieces_ = false;
+  std::atomic<int64_t> done_[Op::kKinds] = {};  // by kind
   mutable std::mutex mutex_;
   std::string wrong_;
   int current_ = 0, changing_ = 0;
