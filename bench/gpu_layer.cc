@@ -4,7 +4,7 @@
 // token draws its experts uniformly. Sampled rows are checked against double precision.
 //
 //   gpu_layer [--shapes a,b] [--tokens 1,4] [--format bf16|fp8] [--rows exact|fast]
-//             [--peers points.csv] [--quick]
+//             [--size N] [--gather 0|1] [--decode 0|1] [--peers points.csv] [--quick]
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -49,7 +49,7 @@ struct Options {
   bool fp8 = false;
   bool quick = false;  // limits of the H200 instead of measuring them
   std::string peers;
-  int32_t size = -1, gather = -1;
+  int32_t size = -1, gather = -1, decode = -1;
   moe::RowPrecision rows = moe::RowPrecision::automatic;
 };
 
@@ -128,6 +128,7 @@ class ShapeBench {
       args.multiprocessors = multiprocessors_;
       args.size = options.size;
       args.gather = options.gather;
+      args.decode = options.decode;
       args.rows = options.rows;
       return enqueue_layer(args, stream_);
     };
@@ -299,6 +300,7 @@ Options parse(int argc, char** argv) {
     if (key == "--shapes") options.shapes = split(value);
     if (key == "--size") options.size = std::stoi(value);
     if (key == "--gather") options.gather = std::stoi(value);
+    if (key == "--decode") options.decode = std::stoi(value);
     if (key == "--peers") options.peers = value;
     if (key == "--format") options.fp8 = value == "fp8";
     if (key == "--rows" && value == "exact") options.rows = moe::RowPrecision::exact;

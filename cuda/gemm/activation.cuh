@@ -16,6 +16,7 @@ __device__ inline float at_least(float x, float limit) { return x < limit ? limi
 class Activating {
  public:
   __device__ Activating(int32_t kind, float alpha, float limit) {
+    if (kind == 0) return;  // silu
     if (kind == 1 || kind == 3 || kind == 4) {
       other_ = kind;
     } else if (kind == 2) {  // gelu_tanh
@@ -25,7 +26,7 @@ class Activating {
       linear_ = alpha;
       most_gate_ = most_up_ = limit;
       offset_ = 1;
-    } else if (kind != 0) {  // swiglu_step; 0 is silu
+    } else {  // swiglu_step
       most_ = most_up_ = limit;
     }
   }

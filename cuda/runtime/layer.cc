@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "gemm/decode.h"
 #include "permute/combine.h"
 #include "permute/copy_rows.h"
 #include "router/logits.h"
@@ -31,6 +32,7 @@ struct Workspace {
   TokenTile* tiles;
   int32_t* tile_count;
   int32_t* chunk_rows;       // of PermuteArgs
+  uint32_t* done;            // of DecodeArgs
   __nv_bfloat16* activated;  // (pairs, intermediate'), or in e4m3
   __nv_bfloat16* rows;       // (pairs, width)
   __nv_bfloat16* gathered;   // the same memory: read before rows is written; its own with waves
@@ -66,9 +68,10 @@ struct Workspace {
     take(&weights, pairs);
     take(&row_token, pairs);
     take(&row_of_pair, pairs);
-    take(&tiles, max_tiles(pairs, candidates, tile_tokens(TileClass::small)));
+    take(&tiles, max_tiles(pairs, candidates, kDecodeTokens));
     take(&tile_count, 1);
     take(&chunk_rows, num_chunks(tokens) * candidates);
+    take(&done, 1);
     take(&activated, pairs * routed.intermediate_stride);
     take(&rows, pairs * width);
     gathered = rows;
@@ -86,7 +89,7 @@ struct Workspace {
 
     const bool shared = shape.shared.hidden > 0;
     const auto if_shared = [&](int64_t count) { return shared ? count : 0; };
-    take(&shared_tiles, if_shared(max_tiles(tokens, 1, tile_tokens(TileClass::small))));
+    take(&shared_tiles, if_shared(max_tiles(tokens, 1, kDecodeTokens)));
     take(&shared_tile_count, if_shared(1));
     take(&shared_activated, if_shared(tokens * slot_sections(shape.shared).intermediate_stride));
     take(&shared_rows, if_shared(tokens * width));
@@ -132,6 +135,7 @@ struct Forward {
   Kernels shared_kernels;
   bool direct;                // the GEMMs can read args.hidden as it is
   bool few;                   // all before the experts is one kernel
+  bool decode;                // all after that is two
   const __nv_bfloat16* rows;  // (tokens, width): what the GEMMs read
 
   explicit Forward(const LayerArgs& a)
@@ -152,8 +156,13 @@ struct Forward {
              aligned_by_8(a.hidden);
     few = a.tokens <= kMaxFewTokens && !a.paged && !a.batch_invariant;
     rows = direct ? static_cast<const __nv_bfloat16*>(a.hidden.data) : work.cast;
+    decode = choose_decode();
   }
 
+  int32_t tile_tokens() const { return decode ? kDecodeTokens : kernels.tile_tokens(); }
+  int32_t shared_tile_tokens() const {
+    return decode ? kDecodeTokens : shared_kernels.tile_tokens();
+  }
   static LayerShape shape_of(const LayerArgs& a) {
     return {.routed = a.pool.shape,
             .num_experts = a.pool.num_experts,
@@ -162,6 +171,7 @@ struct Forward {
             .weights_on_input = a.weights_on_input,
             .paged = a.paged};
   }
+  bool choose_decode() const;
   const ForwardNote* note() const { return args.reader ? work.note : nullptr; }
   const int64_t* valid_rows() const { return args.reader ? &work.note->rows : nullptr; }
   const int32_t* slots() const { return args.reader ? work.slots : args.pool.slot_of_expert; }
@@ -185,7 +195,7 @@ BeginArgs begin_args(const Forward& f) {
   if (args.shared) {
     begin.shared_tiles = f.work.shared_tiles;
     begin.shared_tile_count = f.work.shared_tile_count;
-    begin.tile_tokens = f.shared_kernels.tile_tokens();
+    begin.tile_tokens = f.shared_tile_tokens();
   }
   return begin;
 }
@@ -262,7 +272,7 @@ PermuteArgs permute_args(const Forward& f) {
   permute.top_k = args.top_k;
   permute.num_experts = args.pool.num_experts;
   permute.slot_of_expert = f.slots();
-  permute.tile_tokens = f.kernels.tile_tokens();
+  permute.tile_tokens = f.tile_tokens();
   permute.row_token = f.work.row_token;
   permute.row_of_pair = f.work.row_of_pair;
   permute.tiles = f.work.tiles;
@@ -513,7 +523,7 @@ cudaError_t enqueue_shared(const Forward& f, cudaStream_t stream) {
   return shared.kernel->launch(size, gemm, tiles, f.args.multiprocessors, stream);
 }
 
-cudaError_t enqueue_sum(const Forward& f, cudaStream_t stream) {
+CombineArgs sum_args(const Forward& f) {
   const LayerArgs& args = f.args;
   CombineArgs sum;
   sum.rows = f.work.rows;
@@ -539,7 +549,44 @@ cudaError_t enqueue_sum(const Forward& f, cudaStream_t stream) {
   if (args.reader)
     sum.finish = {args.paged ? nullptr : args.reader->counters, f.work.note, args.reader->report,
                   args.reader->totals};
-  return launch_combine(sum, stream);
+  return sum;
+}
+
+// ---- few rows: the experts, the shared one and the sum in two kernels
+
+DecodeArgs decode_args(const Forward& f) {
+  const LayerArgs& args = f.args;
+  DecodeArgs decode;
+  const auto add = [&](int i, const Network& n, __nv_bfloat16* activated, const TokenTile* tiles,
+                       const int32_t* tile_count) {
+    GroupedGemmArgs& first = decode.gate_up[i] = gate_up(n);
+    first.row_base = reinterpret_cast<const std::byte*>(f.rows);
+    first.row_bytes = f.width * 2;
+    first.out = activated;
+    GroupedGemmArgs& second = decode.down[i] = down(n, f.width);
+    second.row_base = reinterpret_cast<const std::byte*>(activated);
+    second.row_bytes = n.pool.sections.intermediate_stride * 2;
+    for (GroupedGemmArgs* gemm : {&first, &second}) {
+      gemm->tiles = tiles;
+      gemm->tile_count = tile_count;
+    }
+  };
+  add(0, args, f.work.activated, f.work.tiles, f.work.tile_count);
+  if (args.shared)
+    add(1, *args.shared, f.work.shared_activated, f.work.shared_tiles, f.work.shared_tile_count);
+  decode.sum = sum_args(f);
+  decode.done = f.work.done;
+  return decode;
+}
+
+bool Forward::choose_decode() const {
+  const bool chosen = args.decode < 0 ? args.tokens <= kDecodeTokens : args.decode;
+  if (!few || !chosen || !args.kernel->decode || args.size >= 0 || args.gather >= 0) return false;
+  const auto can = [&](const Network& n) {
+    return n.kernel == args.kernel && n.pool.shape.element_bytes == 2;
+  };
+  return can(args) && (!args.shared || can(*args.shared)) &&
+         args.kernel->decode->fits(decode_args(*this), args.multiprocessors);
 }
 
 bool valid(const LayerArgs& args) {
@@ -590,13 +637,16 @@ cudaError_t enqueue_route(const LayerArgs& args, cudaStream_t stream) {
 }
 
 cudaError_t enqueue_experts(const LayerArgs& args, cudaStream_t stream) {
-  return enqueue_routed(Forward(args), stream);
+  const Forward f(args);
+  if (!f.decode) return enqueue_routed(f, stream);
+  return args.kernel->decode->launch(decode_args(f), args.multiprocessors, stream);
 }
 
 cudaError_t enqueue_rest(const LayerArgs& args, cudaStream_t stream) {
   const Forward f(args);
+  if (f.decode) return cudaSuccess;
   const cudaError_t error = args.shared ? enqueue_shared(f, stream) : cudaSuccess;
-  return error == cudaSuccess ? enqueue_sum(f, stream) : error;
+  return error == cudaSuccess ? launch_combine(sum_args(f), stream) : error;
 }
 
 cudaError_t enqueue_layer(const LayerArgs& args, cudaStream_t stream) {

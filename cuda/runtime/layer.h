@@ -104,6 +104,7 @@ struct LayerArgs : Network {
   // For measurements; -1 chooses.
   int32_t size = -1;    // TileClass
   int32_t gather = -1;  // 1: copy the rows of `hidden` into permuted order first
+  int32_t decode = -1;  // 1: the kernels of gemm/decode.h, where they can
 };
 
 // What the size of a workspace depends on, beside tokens and top_k.

@@ -155,6 +155,20 @@ __device__ inline void stream_box(uint32_t to, const CUtensorMap* map, uint32_t 
       : "memory");
 }
 
+// Bytes in a row, a multiple of 16 and so aligned, of what L2 should give up first.
+__device__ inline void stream_bytes(uint32_t to, const void* from, uint32_t bytes,
+                                    uint32_t barrier) {
+  asm volatile(
+      "{\n"
+      ".reg .b64 policy;\n"
+      "createpolicy.fractional.L2::evict_first.b64 policy, 1.0;\n"
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
+      " [%0], [%1], %2, [%3], policy;\n"
+      "}\n" ::"r"(to),
+      "l"(from), "r"(bytes), "r"(barrier)
+      : "memory");
+}
+
 // The same box into the same place of every block of the cluster in `blocks`, a bit each; completes
 // on the barrier in the same place of each.
 __device__ inline void copy_box_to(uint16_t blocks, uint32_t to, const CUtensorMap* map,

@@ -30,7 +30,7 @@ struct Problem {
   bool bias = false;
   int32_t activation = 0;
   bool one_expert = false;  // every token's first choice is the last expert
-  int32_t size = -1, gather = -1;
+  int32_t size = -1, gather = -1, decode = -1;
   bool portable = false;
   int32_t element_bytes = 2;  // 1: e4m3
   moe::RowPrecision rows = moe::RowPrecision::automatic;
@@ -98,6 +98,7 @@ class Fixture {
     MOE_CHECK(cudaDeviceGetAttribute(&args.multiprocessors, cudaDevAttrMultiProcessorCount, 0));
     args.size = p.size;
     args.gather = p.gather;
+    args.decode = p.decode;
     MOE_CHECK(enqueue_layer(args, nullptr));
     MOE_CHECK(cudaDeviceSynchronize());
   }
@@ -266,6 +267,35 @@ TEST_CASE("a layer on the GPU is within bf16 rounding of double precision", "[cu
     const auto portable = f.out.host();
     CHECK(distance(portable, want) < 5e-3);
     CHECK(distance(portable, hopper) < 5e-3);
+  }
+}
+
+// Both ways of few rows: the two kernels of gemm/decode.h, and those of tiles.
+TEST_CASE("few rows on the GPU are within bf16 rounding, by either kernels", "[cuda][small]") {
+  if (!have_gpu()) return skip(kNoGpu);
+  std::vector<Problem> problems = {
+      {1, 64, 64, 8, 2},     {1, 2048, 768, 16, 8},  {2, 72, 40, 4, 4},   {3, 2880, 296, 6, 4},
+      {16, 200, 328, 9, 3},  {16, 1032, 136, 16, 8}, {9, 4096, 72, 5, 2}, {16, 128, 64, 4096, 8},
+      {5, 136, 3000, 7, 7},  {16, 64, 64, 1, 1},     {8, 64, 64, 1, 1},   {4, 264, 64, 1, 1},
+      {16, 264, 136, 40, 32}};
+  std::mt19937 random(static_cast<uint32_t>(moe::test::seed()));
+  const auto below = [&](int64_t n) { return 1 + static_cast<int64_t>(random() % n); };
+  for (int i = 0; i < 10; ++i) {
+    const auto experts = static_cast<int32_t>(below(20));
+    problems.push_back({below(16), 8 * below(300), 8 * below(200), experts,
+                        static_cast<int32_t>(below(std::min(experts, 8))), i % 2 == 0, i % 7});
+  }
+  for (const Problem& p : problems) {
+    CAPTURE(p.tokens, p.hidden, p.intermediate, p.experts, p.top_k, p.bias, p.activation);
+    Fixture f(p, uint32_t(moe::test::seed()));
+    const std::vector<double> want = f.oracle();
+    for (const int32_t decode : {0, 1}) {
+      CAPTURE(decode);
+      f.p.decode = decode;
+      MOE_CHECK(cudaMemset(f.out.data(), 0xFF, static_cast<size_t>(f.out.size()) * 2));
+      f.run();
+      CHECK(distance(f.out.host(), want) < 5e-3);
+    }
   }
 }
 
