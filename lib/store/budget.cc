@@ -26,10 +26,7 @@ Status ExpertStore::Impl::set_expert_memory(size_t bytes, int64_t deadline_ns) {
     for (size_t c = 0; c < classes.size(); ++c)
       less = less || (classes[c].residency && routed[c] < classes[c].residency->used());
   }
-  if (less) {
-    MOE_RETURN_IF_ERROR(wait_for_old_forwards(end_ns));
-    MOE_RETURN_IF_ERROR(sweep(true, end_ns));
-  }
+  if (less) MOE_RETURN_IF_ERROR(sweep(true, end_ns));
   const FifoGate::Turn inner(gate, services.clock(), end_ns, schedule);
   MOE_RETURN_IF_ERROR(inner.status());
   std::vector<int64_t> slots_before, limits_before;

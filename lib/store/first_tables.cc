@@ -161,7 +161,7 @@ Status ExpertStore::Impl::load_first(std::vector<FirstLoad> loads) {
 Result<std::shared_ptr<const LayerVersions>> ExpertStore::Impl::first_versions(
     StoreLayer& layer, const StoreSnapshot::Table& then,
     std::map<uint32_t, std::shared_ptr<const LayerBlock>>& blocks) {
-  auto made = std::make_shared<LayerVersions>();
+  const auto made = make_versions(layer, {});
   made->experts = then.experts;
   for (const auto& version : versions)
     if (version->number == then.router ||

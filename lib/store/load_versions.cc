@@ -81,14 +81,27 @@ Result<int64_t> Versions::free_slots(const Compute& compute, int64_t count, int6
     return classes[compute.slot_class].pool->free();
   };
   if (const int64_t now = free(); now >= count) return now;
-  MOE_RETURN_IF_ERROR(wait_for_old_forwards(end_ns));
   MOE_RETURN_IF_ERROR(sweep(true, end_ns));
   return free();
 }
 
+namespace {
+bool comes_late(const ExpertCopy* copy) { return copy && copy->late && in_flight(*copy); }
+}  // namespace
+
 // Makes sure of `count` free slots of the size of `compute`, and tries for `more`.
 Status Versions::make_room(const Compute& compute, int64_t count, int64_t more, int64_t end_ns) {
-  MOE_ASSIGN_OR_RETURN(const int64_t left, free_slots(compute, count + more, end_ns));
+  MOE_ASSIGN_OR_RETURN(int64_t left, free_slots(compute, count + more, end_ns));
+  if (left < count) {  // what comes late, of reloads that had no time, has slots
+    const auto& copies = classes[compute.slot_class].copies;
+    MOE_RETURN_IF_ERROR(wait(
+        [&] {
+          return std::none_of(copies.begin(), copies.end(),
+                              [](const ExpertCopy& copy) { return comes_late(&copy); });
+        },
+        end_ns));
+    MOE_ASSIGN_OR_RETURN(left, free_slots(compute, count, end_ns));
+  }
   if (left < count)
     return error(StatusCode::resource_exhausted, {.phase = Phase::plan},
                  "{} experts of {} bytes do not fit beside those that serve: {} slots are free; "
@@ -100,11 +113,26 @@ Status Versions::make_room(const Compute& compute, int64_t count, int64_t more, 
 
 Status Versions::load_needs(StoreLayer& layer, std::span<const Need> needs, int at_once,
                             int64_t end_ns) {
-  if (needs.empty()) return {};
+  // What comes late is waited for, and not read twice.
+  MOE_RETURN_IF_ERROR(wait(
+      [&] {
+        return std::none_of(needs.begin(), needs.end(),
+                            [&](const Need& need) { return comes_late(find_copy(layer, need)); });
+      },
+      end_ns));
+  int64_t missing;
+  {
+    auto lock = locked();
+    missing = std::count_if(needs.begin(), needs.end(), [&](const Need& need) {
+      const ExpertCopy* copy = find_copy(layer, need);
+      return !copy || copy->state != CopyState::ready;
+    });
+  }
+  if (missing == 0) return {};
   const Compute& compute = compute_of(layer, needs.front().expert);
   const bool passing = needs.front().expert != kSharedExpert && classes[compute.slot_class].paged();
   if (passing) at_once = std::min(at_once, static_cast<int>(kSpareSlots));
-  const int64_t count = passing ? at_once : static_cast<int64_t>(needs.size());
+  const int64_t count = passing ? at_once : missing;
   MOE_RETURN_IF_ERROR(make_room(compute, count, passing ? kSpareSlots - count : 0, end_ns));
   return load_beside(needs, layer, end_ns, at_once);
 }
@@ -122,7 +150,7 @@ Result<std::shared_ptr<const LayerVersions>> Versions::revive(
     auto lock = locked();
     version = find_version(need.version);
   }
-  auto next = std::make_shared<LayerVersions>(*then);
+  auto next = make_versions(layer, *then);
   MOE_ASSIGN_OR_RETURN(next->block, make_block(layer, *version, slot));
   return std::shared_ptr<const LayerVersions>(std::move(next));
 }

@@ -1,5 +1,6 @@
 // Looks for bytes that changed since they were verified, and replaces what it finds.
 #include <algorithm>
+#include <array>
 
 #include "core/error.h"
 #define XXH_INLINE_ALL
@@ -127,19 +128,21 @@ Status ExpertStore::Impl::renew_block(StoreLayer& layer, uint32_t number, int64_
     version = find_version(number);
   }
   MOE_ASSIGN_OR_RETURN(const auto block, make_block(layer, *version, fresh));
-  for (auto* versions : {&layer.serving, &layer.candidate, &layer.previous}) {
-    if (!*versions || (*versions)->block->version != number) continue;
-    auto next = std::make_shared<LayerVersions>(**versions);
-    next->block = block;
-    auto lock = locked();
-    old_versions.push_back(*versions);
-    *versions = std::move(next);
+  // All are made before the first one serves.
+  using Slot = std::shared_ptr<const LayerVersions>;
+  std::array<Slot*, 3> all = {&layer.serving, &layer.candidate, &layer.previous};
+  std::array<Slot, 3> next;
+  for (size_t i = 0; i < all.size(); ++i) {
+    next[i] = *all[i];
+    if (!next[i] || next[i]->block->version != number) continue;
+    const auto made = make_versions(layer, *next[i]);
+    made->block = block;
+    next[i] = made;
   }
-  {
-    auto lock = locked();
-    MOE_RETURN_IF_ERROR(publish(layer));
-  }
-  return {};
+  auto lock = locked();
+  reserve_tables();
+  for (size_t i = 0; i < all.size(); ++i) *all[i] = std::move(next[i]);
+  return publish(layer);
 }
 
 Status ExpertStore::Impl::start_scrubber() {

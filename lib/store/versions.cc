@@ -28,11 +28,20 @@ std::shared_ptr<Version> Versions::add_version(uint32_t number, const WeightSour
   return version;
 }
 
+std::shared_ptr<LayerVersions> Versions::make_versions(StoreLayer& layer,
+                                                       const LayerVersions& like) {
+  auto versions = std::make_shared<LayerVersions>(like);
+  auto lock = locked();
+  std::erase_if(layer.made, [](const auto& made) { return made.expired(); });
+  layer.made.push_back(versions);
+  return versions;
+}
+
 // The versions of `layer` with what `target` names in `version`.
 Result<std::shared_ptr<const LayerVersions>> Versions::next_versions(
     StoreLayer& layer, std::span<const int32_t> experts, bool block,
     const std::shared_ptr<Version>& version) {
-  auto next = std::make_shared<LayerVersions>(*layer.serving);
+  auto next = make_versions(layer, *layer.serving);
   for (const int32_t e : experts) next->experts[static_cast<size_t>(e)] = version->number;
   if (block) {
     const int64_t shared =
@@ -47,7 +56,7 @@ Result<std::shared_ptr<const LayerVersions>> Versions::next_versions(
 // What serves `layer` now, but for some of `theirs`.
 std::shared_ptr<const LayerVersions> Versions::mix(StoreLayer& layer, const LayerVersions& theirs,
                                                    std::span<const Need> experts, bool block) {
-  auto next = std::make_shared<LayerVersions>(*layer.serving);
+  auto next = make_versions(layer, *layer.serving);
   for (const Need& need : experts) next->experts[static_cast<size_t>(need.expert)] = need.version;
   if (block) next->block = theirs.block;
   for (const auto& source : theirs.sources)
@@ -65,7 +74,6 @@ Status Versions::switch_to(AllVersions next, double next_share, const AllVersion
     return Status(StatusCode::deadline_exceeded, "the deadline passed before a table's turn");
   auto lock = locked();
   reserve_tables();
-  old_versions.reserve(old_versions.size() + 2 * layers.size());
   share = next_share;
   for (auto& layer : layers) {
     std::shared_ptr<const LayerVersions>& theirs = next[layer->index];
@@ -73,21 +81,11 @@ Status Versions::switch_to(AllVersions next, double next_share, const AllVersion
       layer->candidate = theirs == layer->serving ? layer->serving : std::move(theirs);
       continue;
     }
-    if (layer->candidate) old_versions.push_back(layer->candidate);
-    if (layer->previous) old_versions.push_back(layer->previous);
-    if (theirs != layer->serving) old_versions.push_back(layer->serving);
     layer->candidate.reset();
     layer->serving = std::move(theirs);
     layer->previous = before.empty() ? nullptr : before[layer->index];
     if (layer->previous == layer->serving) layer->previous.reset();
   }
-  // What rollback() keeps is no leftover.
-  std::erase_if(old_versions, [&](const auto& old) {
-    const auto held = old.lock();
-    return !held || std::any_of(layers.begin(), layers.end(), [&](const auto& layer) {
-      return layer->previous == held || layer->serving == held;
-    });
-  });
   return publish_all();
 }
 
@@ -151,8 +149,13 @@ bool wants(const LayerGoal& goal, const ExpertCopy& copy) {
                               : goal.experts[static_cast<size_t>(copy.expert)]);
 }
 
-bool held(const std::shared_ptr<const LayerVersions>& versions) {
-  return versions && versions->holders.count.load(std::memory_order_acquire) > 0;
+// Whether a forward holds versions that do not serve any more.
+bool old_held(const StoreLayer& layer) {
+  return std::any_of(layer.made.begin(), layer.made.end(), [&](const auto& made) {
+    const auto versions = made.lock();
+    return versions && versions != layer.serving && versions != layer.candidate &&
+           versions->holders.count.load(std::memory_order_acquire) > 0;
+  });
 }
 }  // namespace
 
@@ -166,15 +169,14 @@ Status Versions::wait_for_old_forwards(int64_t end_ns) {
   if (breaks(Rule::wait_for_versions)) return {};
   return wait(
       [&] {
-        std::erase_if(old_versions, [](const auto& old) { return !held(old.lock()); });
-        return old_versions.empty() && std::none_of(layers.begin(), layers.end(), [](auto& layer) {
-                 return held(layer->previous);
-               });
+        return std::none_of(layers.begin(), layers.end(),
+                            [](const auto& layer) { return old_held(*layer); });
       },
       end_ns);
 }
 
 Status Versions::sweep(bool kept, int64_t end_ns) {
+  MOE_RETURN_IF_ERROR(wait_for_old_forwards(end_ns));
   const FifoGate::Turn turn(gate, services.clock(), end_ns, schedule);
   if (!turn.entered())
     return Status(StatusCode::deadline_exceeded, "the deadline passed before a sweep's turn");
@@ -211,7 +213,6 @@ Status Versions::sweep(bool kept, int64_t end_ns) {
 }
 
 Status Versions::leave_old(bool kept, int64_t end_ns) {
-  MOE_RETURN_IF_ERROR(wait_for_old_forwards(end_ns));
   MOE_RETURN_IF_ERROR(sweep(kept, end_ns));
   const FifoGate::Turn turn(gate, services.clock(), end_ns, schedule);
   MOE_RETURN_IF_ERROR(turn.status());

@@ -52,6 +52,8 @@ struct Versions : Mover {
 
   // ---- who serves, and who leaves then (versions.cc)
   std::shared_ptr<Version> add_version(uint32_t number, const WeightSource& from);
+  // The only maker of versions: they are in layer.made.
+  std::shared_ptr<LayerVersions> make_versions(StoreLayer& layer, const LayerVersions& like);
   Result<std::shared_ptr<const LayerVersions>> next_versions(
       StoreLayer& layer, std::span<const int32_t> experts, bool block,
       const std::shared_ptr<Version>& version);
@@ -68,10 +70,10 @@ struct Versions : Mover {
   // Waits until no forward holds versions that are not served any more. Outside the gate, for such
   // a forward may wait there.
   Status wait_for_old_forwards(int64_t end_ns);
-  // Frees the copies that neither a table nor rollback() names, and that nobody leases; with
-  // `kept`, those for rollback() too.
+  // Waits for old forwards, then frees the copies that neither a table nor rollback() names, and
+  // that nobody leases; with `kept`, those for rollback() too.
   Status sweep(bool kept, int64_t end_ns);
-  // Then sweeps, and shrinks every class to its slots: copies of two versions may have been more.
+  // Sweeps, and shrinks every class to its slots: copies of two versions may have been more.
   // Whoever is late then is waited for by the next reload or forget_previous().
   Status leave_old(bool kept, int64_t end_ns);
   void trim();
@@ -79,7 +81,6 @@ struct Versions : Mover {
   FifoGate admin;  // one of reload, rollback, budget change, scrub at a time; outside the gate
 
   // With the mutex.
-  std::vector<std::weak_ptr<const LayerVersions>> old_versions;  // that forwards may still hold
   std::vector<LayerGoal> goal;  // by store layer: no sweep frees its copies; empty: none
   uint32_t newest_version = 0;
 };

@@ -328,6 +328,27 @@ TEST_CASE("a copy that was late goes after its readers", "[store][mission-95][mi
   CHECK(done.kept > 0);
 }
 
+// Neither a reload nor its way back has time: what served in between is no leftover, and what comes
+// late is in the way of the next one.
+TEST_CASE("what had no time is found again", "[store][mission-95][mission-137]") {
+  const std::vector<Script> scripts = {
+      {{forward(0, {0, 1, 2})}, {reload(1, ReloadStep::layer), reload(0)}, {late()}},
+      {{budget(10), forward(0, {0, 1, 2, 3, 4}), reload(1, ReloadStep::layer), rollback(),
+        rollback()},
+       {late()}},
+  };
+  const World world(test::seed(), 2, 5, true);
+  Explorer explorer;
+  Done done;
+  for (const Script& script : scripts)
+    for (int run = 0; run < 3'000 / kSlower; ++run) {
+      RandomChooser chooser(test::seed() + static_cast<uint64_t>(run));
+      const std::string wrong = explore(explorer, chooser, world, {1, script}, done);
+      INFO("--seed " << test::seed() + static_cast<uint64_t>(run) << ", " << describe({1, script}));
+      REQUIRE(wrong == "");
+    }
+}
+
 TEST_CASE("random interleavings of large scripts are right", "[store][mission-95][mission-137]") {
   explore_randomly(test::seed(), 3'000 / kSlower);
 }
