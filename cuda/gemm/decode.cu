@@ -235,16 +235,16 @@ __global__ void __launch_bounds__(kThreads, 1) decode_down(const __grid_constant
 
 // ---- launches
 
-int blocks_of_down(const DecodeArgs& args, int multiprocessors) {
+int blocks_of_down(const FewArgs& args, int multiprocessors) {
   return std::min(multiprocessors, pairs_of(args.down[0]));
 }
 
-size_t gate_up_bytes(const DecodeArgs& args) {
+size_t gate_up_bytes(const FewArgs& args) {
   return kRingBytes + static_cast<size_t>(most_tiles(args.sum)) * sizeof(Tile) +
          static_cast<size_t>(args.sum.tokens * args.sum.top_k) * sizeof(Source);
 }
 
-size_t down_bytes(const DecodeArgs& args, int multiprocessors) {
+size_t down_bytes(const FewArgs& args, int multiprocessors) {
   const int blocks = blocks_of_down(args, multiprocessors);
   const int outputs = 2 * ((pairs_of(args.down[0]) + blocks - 1) / blocks);
   return kRingBytes + static_cast<size_t>(most_tiles(args.sum)) * sizeof(Tile) +
@@ -252,13 +252,18 @@ size_t down_bytes(const DecodeArgs& args, int multiprocessors) {
          static_cast<size_t>(outputs) * pitch_of(args.sum) * sizeof(float);
 }
 
-bool fits(const DecodeArgs& args, int multiprocessors) {
+bool in_bf16(const GroupedGemmArgs& gemm) {
+  return !gemm.tile_count || gemm.operands == Operands::bf16;
+}
+
+bool fits(const FewArgs& args, int multiprocessors) {
   constexpr size_t kMost = (227 << 10) - sizeof(int) * kThreads;
-  return args.sum.tokens * args.sum.top_k <= kThreads && gate_up_bytes(args) <= kMost &&
+  return in_bf16(args.gate_up[0]) && in_bf16(args.gate_up[1]) &&
+         args.sum.tokens * args.sum.top_k <= kThreads && gate_up_bytes(args) <= kMost &&
          down_bytes(args, multiprocessors) <= kMost;
 }
 
-cudaError_t launch(const DecodeArgs& args, int multiprocessors, cudaStream_t stream) {
+cudaError_t launch(const FewArgs& args, int multiprocessors, cudaStream_t stream) {
   if (!fits(args, multiprocessors)) return cudaErrorInvalidValue;
   const Args first{{args.gate_up[0], args.gate_up[1]}, args.sum, args.done};
   const Args second{{args.down[0], args.down[1]}, args.sum, args.done};
@@ -272,6 +277,6 @@ cudaError_t launch(const DecodeArgs& args, int multiprocessors, cudaStream_t str
 }  // namespace
 }  // namespace decode
 
-const DecodeKernel kHopperDecode = {decode::fits, decode::launch};
+const FewKernel kHopperDecode = {kDecodeTokens, false, decode::fits, decode::launch};
 
 }  // namespace moe::cuda
