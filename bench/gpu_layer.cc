@@ -4,7 +4,8 @@
 // token draws its experts uniformly. Sampled rows are checked against double precision.
 //
 //   gpu_layer [--shapes a,b] [--tokens 1,4] [--format bf16|fp8] [--rows exact|fast]
-//             [--size N] [--gather 0|1] [--decode 0|1] [--peers points.csv] [--quick]
+//             [--size N] [--gather 0|1] [--decode 0|1] [--few-tiles 0|1]
+//             [--peers points.csv] [--quick]
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -49,7 +50,7 @@ struct Options {
   bool fp8 = false;
   bool quick = false;  // limits of the H200 instead of measuring them
   std::string peers;
-  int32_t size = -1, gather = -1, decode = -1;
+  int32_t size = -1, gather = -1, decode = -1, few_tiles = -1;
   moe::RowPrecision rows = moe::RowPrecision::automatic;
 };
 
@@ -129,6 +130,7 @@ class ShapeBench {
       args.size = options.size;
       args.gather = options.gather;
       args.decode = options.decode;
+      args.few_tiles = options.few_tiles;
       args.rows = options.rows;
       return enqueue_layer(args, stream_);
     };
@@ -301,6 +303,7 @@ Options parse(int argc, char** argv) {
     if (key == "--size") options.size = std::stoi(value);
     if (key == "--gather") options.gather = std::stoi(value);
     if (key == "--decode") options.decode = std::stoi(value);
+    if (key == "--few-tiles") options.few_tiles = std::stoi(value);
     if (key == "--peers") options.peers = value;
     if (key == "--format") options.fp8 = value == "fp8";
     if (key == "--rows" && value == "exact") options.rows = moe::RowPrecision::exact;

@@ -3,10 +3,9 @@
 #include "gemm/activation.cuh"
 #include "gemm/decode.h"
 #include "gemm/decode_unit.cuh"
-#include "permute/order.cuh"
+#include "permute/weighted_sum.cuh"
 #include "runtime/finish.cuh"
 #include "runtime/launch.cuh"
-#include "runtime/rows.cuh"
 
 namespace moe::cuda {
 namespace decode {
@@ -163,24 +162,17 @@ __host__ __device__ inline int pitch_of(const CombineArgs& sum) {  // odd: banks
   return static_cast<int>(sum.tokens) * (sum.top_k + 1) | 1;
 }
 
-__device__ float sum_of(const CombineArgs& args, const Order& order, const Sums& sums, int output,
-                        int token, int column) {
-  const float* mine = sums.sum + output * sums.pitch;
-  float sum = 0;
-  for (int j = 0; j < order.used; ++j) {
-    const int row = order.row[j];
-    const float x =
-        row >= 0 ? mine[row]
-                 : load_float(args.from.data, args.from.type, token * args.from.stride + column);
-    sum = fmaf(order.weight[j], x, sum);
+// The rows of one output.
+struct SummedRows {
+  using Loaded = float;
+  const float* sum;
+  int64_t first_shared;
+  __device__ float start(int32_t row, int64_t) const { return sum[row]; }
+  __device__ void finish(float loaded, float (&x)[1]) const { x[0] = loaded; }
+  __device__ void shared(int64_t token, int64_t, float (&x)[1]) const {
+    x[0] = sum[first_shared + token];
   }
-  sum *= args.routed_scale;
-  if (args.shared)
-    sum = fmaf(args.shared_scale * (args.shared_gate ? args.shared_gate[token] : 1.0f),
-               mine[args.tokens * args.top_k + token], sum);
-  const int64_t at = token * args.out.stride + column;
-  return args.accumulate ? sum + load_float(args.out.data, args.out.type, at) : sum;
-}
+};
 
 __device__ void write_outputs(const CombineArgs& args, const Order* orders, const Sums& sums,
                               const Range& range) {
@@ -189,8 +181,8 @@ __device__ void write_outputs(const CombineArgs& args, const Order* orders, cons
   const int64_t rows = args.note ? args.note->rows : args.tokens;
   for (int i = threadIdx.x; i < rows * outputs; i += kThreads) {
     const int token = i / outputs, output = i % outputs;
-    store_float(args.out.data, args.out.type, token * args.out.stride + first + output,
-                sum_of(args, orders[token], sums, output, token, first + output));
+    const SummedRows of{sums.sum + output * sums.pitch, args.tokens * args.top_k};
+    write_sum<1>(args, orders[token], of, token, first + output);
   }
 }
 
@@ -243,16 +235,16 @@ __global__ void __launch_bounds__(kThreads, 1) decode_down(const __grid_constant
 
 // ---- launches
 
-int blocks_of_down(const DecodeArgs& args, int multiprocessors) {
+int blocks_of_down(const FewArgs& args, int multiprocessors) {
   return std::min(multiprocessors, pairs_of(args.down[0]));
 }
 
-size_t gate_up_bytes(const DecodeArgs& args) {
+size_t gate_up_bytes(const FewArgs& args) {
   return kRingBytes + static_cast<size_t>(most_tiles(args.sum)) * sizeof(Tile) +
          static_cast<size_t>(args.sum.tokens * args.sum.top_k) * sizeof(Source);
 }
 
-size_t down_bytes(const DecodeArgs& args, int multiprocessors) {
+size_t down_bytes(const FewArgs& args, int multiprocessors) {
   const int blocks = blocks_of_down(args, multiprocessors);
   const int outputs = 2 * ((pairs_of(args.down[0]) + blocks - 1) / blocks);
   return kRingBytes + static_cast<size_t>(most_tiles(args.sum)) * sizeof(Tile) +
@@ -260,13 +252,18 @@ size_t down_bytes(const DecodeArgs& args, int multiprocessors) {
          static_cast<size_t>(outputs) * pitch_of(args.sum) * sizeof(float);
 }
 
-bool fits(const DecodeArgs& args, int multiprocessors) {
+bool in_bf16(const GroupedGemmArgs& gemm) {
+  return !gemm.tile_count || gemm.operands == Operands::bf16;
+}
+
+bool fits(const FewArgs& args, int multiprocessors) {
   constexpr size_t kMost = (227 << 10) - sizeof(int) * kThreads;
-  return args.sum.tokens * args.sum.top_k <= kThreads && gate_up_bytes(args) <= kMost &&
+  return in_bf16(args.gate_up[0]) && in_bf16(args.gate_up[1]) &&
+         args.sum.tokens * args.sum.top_k <= kThreads && gate_up_bytes(args) <= kMost &&
          down_bytes(args, multiprocessors) <= kMost;
 }
 
-cudaError_t launch(const DecodeArgs& args, int multiprocessors, cudaStream_t stream) {
+cudaError_t launch(const FewArgs& args, int multiprocessors, cudaStream_t stream) {
   if (!fits(args, multiprocessors)) return cudaErrorInvalidValue;
   const Args first{{args.gate_up[0], args.gate_up[1]}, args.sum, args.done};
   const Args second{{args.down[0], args.down[1]}, args.sum, args.done};
@@ -280,6 +277,6 @@ cudaError_t launch(const DecodeArgs& args, int multiprocessors, cudaStream_t str
 }  // namespace
 }  // namespace decode
 
-const DecodeKernel kHopperDecode = {decode::fits, decode::launch};
+const FewKernel kHopperDecode = {kDecodeTokens, false, decode::fits, decode::launch};
 
 }  // namespace moe::cuda

@@ -13,20 +13,33 @@ namespace moe::cuda {
 namespace grouped {
 
 template <typename C, int kN>
-__device__ __forceinline__ void compute(const GroupedGemmArgs& args, const Shared<C>& shared,
-                                        const Work& work, Cursor<C::kStages>* cursor,
-                                        int consumer) {
-  float sum[kN / 2];
+__device__ __forceinline__ void multiply(const GroupedGemmArgs& args, const Shared<C>& shared,
+                                         const Work& work, Cursor<C::kStages>* cursor, int consumer,
+                                         float (&sum)[kN / 2]) {
   if constexpr (C::kScaled)
     multiply_widened<C, kN>(args, shared, cursor, consumer, work, sum);
   else
     multiply_bf16<C, kN>(args, shared, cursor, consumer, sum);
+}
+
+template <typename C, int kN>
+__device__ __forceinline__ void write(const GroupedGemmArgs& args, const Shared<C>& shared,
+                                      const Work& work, int consumer, const float (&sum)[kN / 2]) {
   const int row = work.weight_row + consumer * 64;
   const Activating activating(args.activation, args.alpha, args.limit);
   const float2 bias = bias_of(args, work.slot, row);
   const Packer<C, kN> values{activating, sum, bias.x, bias.y};
   store<C, kN>(args, work, row, consumer, values,
                shared.staging + consumer * C::kChunk * C::kPitch);
+}
+
+template <typename C, int kN>
+__device__ __forceinline__ void compute(const GroupedGemmArgs& args, const Shared<C>& shared,
+                                        const Work& work, Cursor<C::kStages>* cursor,
+                                        int consumer) {
+  float sum[kN / 2];
+  multiply<C, kN>(args, shared, work, cursor, consumer, sum);
+  write<C, kN>(args, shared, work, consumer, sum);
 }
 
 // Calls the smallest instance that holds work.rows tokens.

@@ -103,8 +103,8 @@ constexpr bool choose_gather(int64_t tokens, int32_t top_k, int64_t num_experts)
   return tokens * top_k / num_experts >= 24;
 }
 
-struct DecodeKernel;  // gemm/decode.h
-extern const DecodeKernel kHopperDecode;
+struct FewKernel;  // gemm/few.h
+extern const FewKernel kHopperDecode, kHopperFewTiles;
 
 // What a backend multiplies with. `max_tiles` bounds *tile_count; `multiprocessors` is the
 // device's. cudaErrorInvalidValue for operands and sizes without a kernel.
@@ -113,12 +113,14 @@ struct GroupedGemmKernel {
                         int multiprocessors, cudaStream_t stream);
   bool copy_engine;  // reads through the maps, and serves every class; otherwise the bases, and not
                      // the largest
-  const DecodeKernel* decode;  // for few rows; or null
+  const FewKernel* decode;     // for one or two rows; or null
+  const FewKernel* few_tiles;  // for few rows; or null
 };
 
 cudaError_t launch_grouped_gemm(TileClass size, const GroupedGemmArgs& args, int64_t max_tiles,
                                 int multiprocessors, cudaStream_t stream);
-inline constexpr GroupedGemmKernel kHopper = {launch_grouped_gemm, true, &kHopperDecode};
+inline constexpr GroupedGemmKernel kHopper = {launch_grouped_gemm, true, &kHopperDecode,
+                                              &kHopperFewTiles};
 
 // Its kernels, a file each.
 namespace grouped {

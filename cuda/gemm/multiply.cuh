@@ -47,7 +47,7 @@ __device__ __forceinline__ void multiply_bf16(const GroupedGemmArgs& args, const
   for (int i = 0; i < kN / 2; ++i) sum[i] = 0;
   for (int block = 0; block < blocks; ++block, cursor->next()) {
     barrier_wait(shared.full(cursor->stage), cursor->phase);
-    if (C::kGather && args.row_index) fence_async_proxy();  // cp.async wrote the token rows
+    if (C::gathers_rows(args)) fence_async_proxy();  // cp.async wrote the token rows
     multiply_stage<Element::bf16, kN>(rows_of(shared, cursor->stage, consumer),
                                       shared.tokens(cursor->stage), sum, true);
     wgmma_wait<1>();
@@ -141,7 +141,7 @@ __device__ __forceinline__ void multiply_widened(const GroupedGemmArgs& args,
     const int ahead = min(++block, blocks - 1);
     low = __ldg(scales.low + ahead), high = __ldg(scales.high + ahead);
     barrier_wait(shared.full(cursor->stage), cursor->phase);
-    if (C::kGather && args.row_index) fence_async_proxy();  // cp.async wrote the token rows
+    if (C::gathers_rows(args)) fence_async_proxy();  // cp.async wrote the token rows
     p.start(shared, cursor->stage, consumer);
     cursor->next();
   };

@@ -10,6 +10,7 @@ namespace moe::cuda {
 // cudaErrorInvalidValue for TileClass::large and for shapes that grouped_gemm.h refuses.
 cudaError_t launch_portable_gemm_bf16(TileClass size, const GroupedGemmArgs& args,
                                       int64_t max_tiles, int multiprocessors, cudaStream_t stream);
-inline constexpr GroupedGemmKernel kPortableBf16 = {launch_portable_gemm_bf16, false, nullptr};
+inline constexpr GroupedGemmKernel kPortableBf16 = {launch_portable_gemm_bf16, false, nullptr,
+                                                    nullptr};
 
 }  // namespace moe::cuda

@@ -42,6 +42,15 @@ struct Gather {
       source[i] = row < work.rows ? __ldg(args.row_index + work.row + row) : -1;
     }
   }
+  // Rows that lie in order.
+  __device__ void start(const Work& work) {
+    passes = (work.rows + 15) / 16;
+#pragma unroll
+    for (int i = 0; i < kPasses; ++i) {
+      const int row = threadIdx.x / 8 + 16 * i;
+      source[i] = row < work.rows ? work.row + row : -1;
+    }
+  }
   __device__ void load(const GroupedGemmArgs& args, const Shared<C>& shared, int block, int stage) {
 #pragma unroll
     for (int piece = 0; piece < C::kPieces; ++piece)

@@ -17,14 +17,15 @@ enum class Output { plain, unary, silu, activated };  // silu: apart, for speed
 
 // Everything that is known when the kernel is compiled. A ring stage is 128 bytes of every weight
 // row, and as many elements of every token row.
-template <Operands kOperandTypes, TileClass kSize, Output kOutputKind>
+template <Operands kOperandTypes, TileClass kSize, Output kOutputKind,
+          int kMostTokens = tile_tokens(kSize, kOperandTypes)>
 struct Config {
   static constexpr Operands kOperands = kOperandTypes;
   static constexpr Output kOutput = kOutputKind;
   static constexpr bool kScaled = kOperands == Operands::w8a16;  // weights are e4m3
   static constexpr bool kActivate = kOutput == Output::silu || kOutput == Output::activated;
   static constexpr bool kGather = gathers(kSize);
-  static constexpr int kTokens = tile_tokens(kSize, kOperands);
+  static constexpr int kTokens = kMostTokens;
   static constexpr int kConsumers = 2;
   static constexpr int kRows = kConsumers * 64;
   static constexpr int kThreads = 128 * (1 + kConsumers);
@@ -46,12 +47,17 @@ struct Config {
   // The epilogue turns kChunk tokens of a consumer at a time.
   static constexpr int kColumns = kActivate ? 32 : 64;  // of the output, per consumer
   static constexpr int kPitch = kColumns * 2 + 16;
-  static constexpr int kChunk = kTokens < 64 ? 32 : 64;
+  static constexpr int kChunk = kTokens < 64 ? kTokens : 64;
   static constexpr int kStagingBytes = kConsumers * kChunk * kPitch;
 
   static constexpr int kShared = 227 * 1024;
   static constexpr int kStages = (kShared - 1024 - kStagingBytes) / (kStageBytes + kNoteBytes);
   static_assert(kStages >= 3 && kStages <= 24);
+
+  // Whether the producer's threads bring the token rows with cp.async.
+  __device__ static bool gathers_rows(const GroupedGemmArgs& args) {
+    return kGather && args.row_index;
+  }
 };
 
 // Shared memory, by addresses: a ring of kStages, weights then tokens, 1024-byte aligned; the

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "gemm/decode.h"
+#include "gemm/few_tiles.h"
 #include "permute/combine.h"
 #include "permute/copy_rows.h"
 #include "router/logits.h"
@@ -32,7 +33,7 @@ struct Workspace {
   TokenTile* tiles;
   int32_t* tile_count;
   int32_t* chunk_rows;       // of PermuteArgs
-  uint32_t* done;            // of DecodeArgs
+  uint32_t* done;            // of FewArgs
   __nv_bfloat16* activated;  // (pairs, intermediate'), or in e4m3
   __nv_bfloat16* rows;       // (pairs, width)
   __nv_bfloat16* gathered;   // the same memory: read before rows is written; its own with waves
@@ -71,7 +72,7 @@ struct Workspace {
     take(&tiles, max_tiles(pairs, candidates, kDecodeTokens));
     take(&tile_count, 1);
     take(&chunk_rows, num_chunks(tokens) * candidates);
-    take(&done, 1);
+    take(&done, few_counters(shape.routed.hidden));
     take(&activated, pairs * routed.intermediate_stride);
     take(&rows, pairs * width);
     gathered = rows;
@@ -135,17 +136,19 @@ struct Forward {
   Kernels shared_kernels;
   bool direct;                // the GEMMs can read args.hidden as it is
   bool few;                   // all before the experts is one kernel
-  bool decode;                // all after that is two
+  const FewKernel* after;     // all after that, in two; null: not
   const __nv_bfloat16* rows;  // (tokens, width): what the GEMMs read
 
   explicit Forward(const LayerArgs& a)
       : args(a), work(a.workspace, shape_of(a), a.tokens, a.top_k), pairs(a.tokens * a.top_k) {
     const int64_t experts = a.pool.num_experts, hidden = a.pool.shape.hidden;
     width = width_of(shape_of(a));
+    few = a.tokens <= kMaxFewTokens && !a.paged && !a.batch_invariant;
     TileClass size = a.size >= 0 ? static_cast<TileClass>(a.size)
+                     : few       ? TileClass::small
                                  : choose_tile_class(a.tokens, a.top_k, experts);
     if (a.paged && !gathers(size)) size = TileClass::medium;
-    TileClass shared_size = choose_tile_class(a.tokens, 1, 1);
+    TileClass shared_size = few ? TileClass::small : choose_tile_class(a.tokens, 1, 1);
     if (!a.kernel->copy_engine) {
       size = std::min(size, TileClass::medium);
       shared_size = std::min(shared_size, TileClass::medium);
@@ -154,14 +157,13 @@ struct Forward {
     if (a.shared) shared_kernels = choose_kernels(*a.shared, shared_size, false);
     direct = a.hidden.type == DType::bf16 && hidden == width && a.hidden.stride == hidden &&
              aligned_by_8(a.hidden);
-    few = a.tokens <= kMaxFewTokens && !a.paged && !a.batch_invariant;
     rows = direct ? static_cast<const __nv_bfloat16*>(a.hidden.data) : work.cast;
-    decode = choose_decode();
+    after = choose_after();
   }
 
-  int32_t tile_tokens() const { return decode ? kDecodeTokens : kernels.tile_tokens(); }
+  int32_t tile_tokens() const { return after ? after->tile_tokens : kernels.tile_tokens(); }
   int32_t shared_tile_tokens() const {
-    return decode ? kDecodeTokens : shared_kernels.tile_tokens();
+    return after ? after->tile_tokens : shared_kernels.tile_tokens();
   }
   static LayerShape shape_of(const LayerArgs& a) {
     return {.routed = a.pool.shape,
@@ -171,7 +173,7 @@ struct Forward {
             .weights_on_input = a.weights_on_input,
             .paged = a.paged};
   }
-  bool choose_decode() const;
+  const FewKernel* choose_after() const;
   const ForwardNote* note() const { return args.reader ? work.note : nullptr; }
   const int64_t* valid_rows() const { return args.reader ? &work.note->rows : nullptr; }
   const int32_t* slots() const { return args.reader ? work.slots : args.pool.slot_of_expert; }
@@ -554,39 +556,56 @@ CombineArgs sum_args(const Forward& f) {
 
 // ---- few rows: the experts, the shared one and the sum in two kernels
 
-DecodeArgs decode_args(const Forward& f) {
+FewArgs few_args(const Forward& f) {
   const LayerArgs& args = f.args;
-  DecodeArgs decode;
-  const auto add = [&](int i, const Network& n, __nv_bfloat16* activated, const TokenTile* tiles,
-                       const int32_t* tile_count) {
-    GroupedGemmArgs& first = decode.gate_up[i] = gate_up(n);
+  FewArgs few;
+  const auto add = [&](int i, const Network& n, Operands operands, __nv_bfloat16* activated,
+                       __nv_bfloat16* rows, const TokenTile* tiles, const int32_t* tile_count) {
+    GroupedGemmArgs& first = few.gate_up[i] = gate_up(n);
     first.row_base = reinterpret_cast<const std::byte*>(f.rows);
     first.row_bytes = f.width * 2;
     first.out = activated;
-    GroupedGemmArgs& second = decode.down[i] = down(n, f.width);
+    GroupedGemmArgs& second = few.down[i] = down(n, f.width);
     second.row_base = reinterpret_cast<const std::byte*>(activated);
     second.row_bytes = n.pool.sections.intermediate_stride * 2;
+    second.out = rows;
     for (GroupedGemmArgs* gemm : {&first, &second}) {
+      gemm->operands = operands;
       gemm->tiles = tiles;
       gemm->tile_count = tile_count;
     }
   };
-  add(0, args, f.work.activated, f.work.tiles, f.work.tile_count);
+  add(0, args, f.kernels.operands, f.work.activated, f.work.rows, f.work.tiles, f.work.tile_count);
+  few.gate_up[0].row_index = f.work.row_token;
   if (args.shared)
-    add(1, *args.shared, f.work.shared_activated, f.work.shared_tiles, f.work.shared_tile_count);
-  decode.sum = sum_args(f);
-  decode.done = f.work.done;
-  return decode;
+    add(1, *args.shared, f.shared_kernels.operands, f.work.shared_activated, f.work.shared_rows,
+        f.work.shared_tiles, f.work.shared_tile_count);
+  few.sum = sum_args(f);
+  few.done = f.work.done;
+  return few;
 }
 
-bool Forward::choose_decode() const {
-  const bool chosen = args.decode < 0 ? args.tokens <= kDecodeTokens : args.decode;
-  if (!few || !chosen || !args.kernel->decode || args.size >= 0 || args.gather >= 0) return false;
-  const auto can = [&](const Network& n) {
-    return n.kernel == args.kernel && n.pool.shape.element_bytes == 2;
-  };
-  return can(args) && (!args.shared || can(*args.shared)) &&
-         args.kernel->decode->fits(decode_args(*this), args.multiprocessors);
+const FewKernel* Forward::choose_after() const {
+  if (!few || args.size >= 0 || args.gather >= 0) return nullptr;
+  if (args.shared && args.shared->kernel != args.kernel) return nullptr;
+  const FewArgs all = few_args(*this);
+  const auto serves = [&](const FewKernel* k) { return k && k->fits(all, args.multiprocessors); };
+  const bool decode = args.decode < 0 ? args.tokens <= kDecodeTokens : args.decode;
+  if (decode && serves(args.kernel->decode)) return args.kernel->decode;
+  return args.few_tiles != 0 && serves(args.kernel->few_tiles) ? args.kernel->few_tiles : nullptr;
+}
+
+cudaError_t enqueue_after(const Forward& f, cudaStream_t stream) {
+  const LayerArgs& args = f.args;
+  FewArgs few = few_args(f);
+  cudaError_t error = cudaSuccess;
+  if (f.after->maps)
+    error = row_map(f.work.activated, args.pool.sections.intermediate_stride, f.pairs, f.kernels,
+                    &few.down[0].rows);
+  if (f.after->maps && args.shared && error == cudaSuccess)
+    error = row_map(f.work.shared_activated, args.shared->pool.sections.intermediate_stride,
+                    args.tokens, f.shared_kernels, &few.down[1].rows);
+  return error == cudaSuccess ? f.after->launch(few, args.multiprocessors, stream) : error;
 }
 
 bool valid(const LayerArgs& args) {
@@ -638,13 +657,12 @@ cudaError_t enqueue_route(const LayerArgs& args, cudaStream_t stream) {
 
 cudaError_t enqueue_experts(const LayerArgs& args, cudaStream_t stream) {
   const Forward f(args);
-  if (!f.decode) return enqueue_routed(f, stream);
-  return args.kernel->decode->launch(decode_args(f), args.multiprocessors, stream);
+  return f.after ? enqueue_after(f, stream) : enqueue_routed(f, stream);
 }
 
 cudaError_t enqueue_rest(const LayerArgs& args, cudaStream_t stream) {
   const Forward f(args);
-  if (f.decode) return cudaSuccess;
+  if (f.after) return cudaSuccess;
   const cudaError_t error = args.shared ? enqueue_shared(f, stream) : cudaSuccess;
   return error == cudaSuccess ? launch_combine(sum_args(f), stream) : error;
 }

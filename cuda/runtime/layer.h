@@ -102,9 +102,10 @@ struct LayerArgs : Network {
   uint64_t* expert_rows = nullptr;  // (candidates), rows are added to; or null: not counted
 
   // For measurements; -1 chooses.
-  int32_t size = -1;    // TileClass
-  int32_t gather = -1;  // 1: copy the rows of `hidden` into permuted order first
-  int32_t decode = -1;  // 1: the kernels of gemm/decode.h, where they can
+  int32_t size = -1;       // TileClass
+  int32_t gather = -1;     // 1: copy the rows of `hidden` into permuted order first
+  int32_t decode = -1;     // 1: the kernels of gemm/decode.h, where they can
+  int32_t few_tiles = -1;  // 0: not those of gemm/few_tiles.h
 };
 
 // What the size of a workspace depends on, beside tokens and top_k.

@@ -104,4 +104,25 @@ struct Pinned {
   ForwardReport* report;
 };
 
+// Kernels of one forward, as a graph has them.
+inline size_t launches(Model& model, Context& context, const OwnStream& stream, int32_t layer,
+                       const DeviceRows& in, const DeviceRows& out) {
+  cudaGraph_t graph;
+  size_t nodes = 0;
+  MOE_CHECK(cudaStreamBeginCapture(stream.stream, cudaStreamCaptureModeGlobal));
+  const Status status = model.forward(context, layer, in.view(), out.mutable_view());
+  MOE_CHECK(cudaStreamEndCapture(stream.stream, &graph));
+  must(status);
+  MOE_CHECK(cudaGraphGetNodes(graph, nullptr, &nodes));
+  std::vector<cudaGraphNode_t> all(nodes);
+  MOE_CHECK(cudaGraphGetNodes(graph, all.data(), &nodes));
+  for (cudaGraphNode_t node : all) {
+    cudaGraphNodeType type;
+    MOE_CHECK(cudaGraphNodeGetType(node, &type));
+    CHECK(type == cudaGraphNodeTypeKernel);
+  }
+  cudaGraphDestroy(graph);
+  return nodes;
+}
+
 }  // namespace moe::cuda::test

@@ -30,7 +30,7 @@ struct Problem {
   bool bias = false;
   int32_t activation = 0;
   bool one_expert = false;  // every token's first choice is the last expert
-  int32_t size = -1, gather = -1, decode = -1;
+  int32_t size = -1, gather = -1, decode = -1, few_tiles = -1;
   bool portable = false;
   int32_t element_bytes = 2;  // 1: e4m3
   moe::RowPrecision rows = moe::RowPrecision::automatic;
@@ -99,6 +99,7 @@ class Fixture {
     args.size = p.size;
     args.gather = p.gather;
     args.decode = p.decode;
+    args.few_tiles = p.few_tiles;
     MOE_CHECK(enqueue_layer(args, nullptr));
     MOE_CHECK(cudaDeviceSynchronize());
   }
@@ -270,8 +271,9 @@ TEST_CASE("a layer on the GPU is within bf16 rounding of double precision", "[cu
   }
 }
 
-// Both ways of few rows: the two kernels of gemm/decode.h, and those of tiles.
-TEST_CASE("few rows on the GPU are within bf16 rounding, by either kernels", "[cuda][small]") {
+// All ways of few rows: the two kernels of gemm/decode.h, those of gemm/few_tiles.h, and a kernel a
+// step.
+TEST_CASE("few rows on the GPU are within bf16 rounding, by any kernels", "[cuda][small]") {
   if (!have_gpu()) return skip(kNoGpu);
   std::vector<Problem> problems = {
       {1, 64, 64, 8, 2},     {1, 2048, 768, 16, 8},  {2, 72, 40, 4, 4},   {3, 2880, 296, 6, 4},
@@ -289,9 +291,10 @@ TEST_CASE("few rows on the GPU are within bf16 rounding, by either kernels", "[c
     CAPTURE(p.tokens, p.hidden, p.intermediate, p.experts, p.top_k, p.bias, p.activation);
     Fixture f(p, uint32_t(moe::test::seed()));
     const std::vector<double> want = f.oracle();
-    for (const int32_t decode : {0, 1}) {
-      CAPTURE(decode);
+    for (const auto& [decode, few_tiles] : {std::pair{1, -1}, {0, 1}, {0, 0}}) {
+      CAPTURE(decode, few_tiles);
       f.p.decode = decode;
+      f.p.few_tiles = few_tiles;
       MOE_CHECK(cudaMemset(f.out.data(), 0xFF, static_cast<size_t>(f.out.size()) * 2));
       f.run();
       CHECK(distance(f.out.host(), want) < 5e-3);
