@@ -73,9 +73,9 @@ struct StoreLayer {
   // Guarded by StoreState::mutex.
   std::vector<StoreExpert> experts;  // by logical expert
   StoreExpert shared_expert;
-  std::shared_ptr<const LayerVersions> serving;    // what the next table names
-  std::shared_ptr<const LayerVersions> candidate;  // ditto, for a share of the rows; or null
-  std::shared_ptr<const LayerVersions> previous;   // what rollback() returns to; or null
+  std::shared_ptr<const LayerVersions> serving;          // what the next table names
+  std::shared_ptr<const LayerVersions> candidate;        // ditto, for a share of the rows; or null
+  std::shared_ptr<const LayerVersions> previous;         // what rollback() returns to; or null
   std::vector<std::weak_ptr<const LayerVersions>> made;  // all that live: forwards may hold them
   std::vector<std::unique_ptr<ExpertTable>> spare_tables;
 };
