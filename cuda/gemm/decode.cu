@@ -14,7 +14,7 @@ namespace {
 struct Args {
   GroupedGemmArgs gemm[2];
   CombineArgs sum;
-  uint32_t* done;
+  uint32_t* blocks_done;
 };
 
 constexpr int64_t most_tiles(const CombineArgs& sum) { return sum.tokens * (sum.top_k + 1); }
@@ -114,7 +114,6 @@ __global__ void __launch_bounds__(kThreads, 1) decode_gate_up(const __grid_const
   Stream stream(raw);
   wait_for_previous_kernel();
   let_next_kernel_start();
-  if (blockIdx.x == 0 && threadIdx.x == 0) *args.done = 0;
   const CombineArgs& sum = args.sum;
   auto* sources = reinterpret_cast<Source*>(raw + kRingBytes + most_tiles(sum) * sizeof(Tile));
   const int pair = threadIdx.x;
@@ -192,7 +191,7 @@ __device__ void finish_last(const Args& args) {
   __syncthreads();
   if (threadIdx.x != 0) return;
   __threadfence();
-  if (atomicAdd(args.done, 1u) == gridDim.x - 1) finish(args.sum.finish);
+  if (atomicAdd(args.blocks_done, 1u) == gridDim.x - 1) finish(args.sum.finish);
 }
 
 __global__ void __launch_bounds__(kThreads, 1) decode_down(const __grid_constant__ Args args) {
@@ -265,8 +264,8 @@ bool fits(const FewArgs& args, int multiprocessors) {
 
 cudaError_t launch(const FewArgs& args, int multiprocessors, cudaStream_t stream) {
   if (!fits(args, multiprocessors)) return cudaErrorInvalidValue;
-  const Args first{{args.gate_up[0], args.gate_up[1]}, args.sum, args.done};
-  const Args second{{args.down[0], args.down[1]}, args.sum, args.done};
+  const Args first{{args.gate_up[0], args.gate_up[1]}, args.sum, args.counters};
+  const Args second{{args.down[0], args.down[1]}, args.sum, args.counters};
   const cudaError_t error = cuda::launch(decode_gate_up, static_cast<unsigned>(multiprocessors),
                                          kThreads, gate_up_bytes(args), stream, first);
   if (error != cudaSuccess) return error;
@@ -277,6 +276,6 @@ cudaError_t launch(const FewArgs& args, int multiprocessors, cudaStream_t stream
 }  // namespace
 }  // namespace decode
 
-const FewKernel kHopperDecode = {kDecodeTokens, false, decode::fits, decode::launch};
+const FewKernel kHopperDecode = {kDecodeTokens, decode::fits, decode::launch};
 
 }  // namespace moe::cuda

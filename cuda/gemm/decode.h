@@ -15,6 +15,11 @@ namespace moe::cuda {
 
 inline constexpr int32_t kDecodeTokens = 2;  // most rows of a tile
 
+// Whether they are ahead of few_tiles.h: for one row whose experts are that many bytes.
+constexpr bool choose_decode(int64_t tokens, int64_t bytes) {
+  return tokens == 1 && bytes <= int64_t{256} << 20;
+}
+
 extern const FewKernel kHopperDecode;
 
 }  // namespace moe::cuda

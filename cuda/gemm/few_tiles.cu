@@ -1,136 +1,192 @@
-// The kernels of few_tiles.h: those of grouped_gemm.cuh, phase by phase, but that tiles are of two
-// networks.
+// The kernel of few_tiles.h: phases of grouped_gemm.cuh, on the list of few_work.cuh.
 #include <algorithm>
 
+#include "gemm/few_stored.cuh"
 #include "gemm/few_sum.cuh"
 #include "gemm/few_tiles.h"
+#include "gemm/few_work.cuh"
 #include "gemm/grouped_gemm.cuh"
 
 namespace moe::cuda {
 namespace grouped {
 
+// Gates and ups, and down, in one ring. A stage's note also has the scales of its weights, and a
+// third barrier.
 template <Operands kOperandTypes, Output kOutputKind>
 struct FewConfig : Config<kOperandTypes, TileClass::small, kOutputKind, kFewTileTokens> {
   using Base = Config<kOperandTypes, TileClass::small, kOutputKind, kFewTileTokens>;
-  static constexpr bool kDown = kOutputKind == Output::plain;
-  static constexpr int kProducerRegisters = kDown ? 40 : 88;
-  static constexpr int kConsumerRegisters = kDown ? 232 : 208;
-  static constexpr int kOrderBytes = kDown ? kFewTileTokens * static_cast<int>(sizeof(Order)) : 0;
-  static constexpr int kStages = (Base::kShared - 1024 - Base::kStagingBytes - kOrderBytes) /
-                                 (Base::kStageBytes + Base::kNoteBytes);
+  static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
+  static constexpr int kStagingBytes =
+      Config<kOperandTypes, TileClass::small, Output::plain, kFewTileTokens>::kStagingBytes;
+  static constexpr int kOrderBytes = kFewTileTokens * static_cast<int>(sizeof(Order));
+  static constexpr int kMostTiles = kMaxFewPairs + 1;
+  static constexpr bool kStageScales = Base::kScaled;
+  static constexpr int kNoteBytes = Base::kNoteBytes + 16;
+  static constexpr int kStages = (Base::kShared - 1024 - kStagingBytes - sizeof(StoredShared) -
+                                  kOrderBytes - kMostTiles * 16) /
+                                 (Base::kStageBytes + kNoteBytes);
   static_assert(kStages >= 8 && kStages <= 24);
-
-  // Both networks' rows lie by token before gate and up, and in order before down.
-  __device__ static bool gathers_rows(const GroupedGemmArgs&) { return !kDown; }
 };
 
 namespace {
 
-struct FewWork : Work {
-  int network = 0;  // 1: the shared expert
+// Stages of gates and ups: enough for the memory's latency. Were all asked for at once, the first
+// would land with the last, and nobody multiply until then.
+constexpr int kMostUnderWay = 5;
+constexpr int kRowThreads = 64;  // who bring the rows
+
+template <typename C>
+struct FewShared : Shared<C> {
+  int4* tiles;
+  Order* orders;
+  StoredShared* stored;
+
+  __device__ explicit FewShared(std::byte* raw) : Shared<C>(raw) {
+    std::byte* behind = this->staging + C::kStagingBytes + C::kStages * C::kNoteBytes;
+    stored = reinterpret_cast<StoredShared*>(behind);
+    tiles = reinterpret_cast<int4*>(stored + 1);
+    orders = reinterpret_cast<Order*>(tiles + C::kMostTiles);
+  }
+  // The stage is free, and says what belongs to it.
+  __device__ uint32_t noted(int stage) const { return this->scales(C::kStages) + stage * 8; }
+
+  // A stage's note has room for four numbers.
+  __device__ void put(int stage, const FewWork& work) const {
+    const int step = static_cast<int>(work.step);
+    Shared<C>::put(stage, {work.slot, work.weight_row, work.row,
+                           work.rows | work.network << 8 | step << 9 | work.tile << 11});
+  }
+  __device__ FewWork get(int stage) const {
+    const Work work = Shared<C>::get(stage);
+    const int more = work.rows;
+    return {{work.slot, work.weight_row, work.row, more & 0xFF},
+            static_cast<Step>(more >> 9 & 3),
+            more >> 8 & 1,
+            more >> 11};
+  }
 };
 
-// The routed experts' tiles, then the shared one's.
-template <typename C>
-class FewList {
- public:
-  __device__ explicit FewList(const FewGemm& args) : args_(args), list_(args.gemm[0]) {}
-  __device__ bool take(FewWork* work) {
-    if (!list_.take(work)) {
-      if (network_ == 1 || !args_.gemm[1].tile_count) return false;
-      const int64_t at = list_.at - list_.total;
-      list_ = WorkList<C>(args_.gemm[1]);
-      list_.at = at;
-      network_ = 1;
-      if (!list_.take(work)) return false;
+// ---- what a piece needs, by a warp
+
+// Until `count` pieces are done.
+__device__ void wait_for(const uint32_t* done, int count) {
+  if (threadIdx.x % 32 == 0)
+    while (load_acquire(done) < static_cast<uint32_t>(count)) {
     }
-    work->network = network_;
-    return true;
+  __syncwarp();
+}
+
+__device__ void wait_for_rows(const FewGemm& args, const FewWork& work) {
+  if (work.step == Step::down)
+    wait_for(args.activated(work), FewGemm::pieces_of(args.gate_up[work.network]));
+  if (work.step == Step::sum) wait_for(args.outputs(work), args.tiles(0) + args.tiles(1));
+}
+
+// ---- weights and their scales, by one warp, which draws the pieces
+
+template <typename C>
+__device__ void bring_weights(const FewGemm& args, const FewShared<C>& shared) {
+  const bool leader = threadIdx.x % 32 == 0;
+  uint32_t drawn = 0;
+  const auto draw = [&] {
+    if (leader) drawn = atomicAdd(args.drawn(), 1u);
+  };
+  draw();
+  const FewList list(args, shared.tiles);
+  Cursor<C::kStages> cursor, landing;
+  int under_way = 0;
+  while (true) {
+    const FewWork work = list.at(static_cast<int>(__shfl_sync(~0u, drawn, 0)));
+    const bool multiplies = work.step == Step::gate_up || work.step == Step::down;
+    const GroupedGemmArgs& gemm = args.gemm(work);
+    const int stages = multiplies ? blocks_of<C>(gemm) : 1;
+    const WeightScales scales(gemm, work.slot, work.weight_row, gemm.activated, stages);
+    const float* scale = leader ? scales.low : scales.high;
+    for (int block = 0; block < stages; ++block, cursor.next()) {
+      barrier_wait(shared.empty(cursor.stage), cursor.phase ^ 1);
+      if (++under_way > kMostUnderWay && work.step == Step::gate_up) {
+        barrier_wait(shared.full(landing.stage), landing.phase);
+        landing.next();
+      }
+      if (C::kStageScales && threadIdx.x < 2) {
+        if (multiplies)
+          copy_async_4(shared.scales(cursor.stage) + 4 * threadIdx.x, scale + block, 4);
+        barrier_arrive_after_copies(shared.full(cursor.stage));
+      }
+      if (!leader) continue;
+      if (block == 0) shared.put(cursor.stage, work);
+      barrier_arrive(shared.noted(cursor.stage));
+      if (multiplies) {
+        barrier_arrive_expect(shared.full(cursor.stage), C::kWeightBytes);
+        load_weights<C>(gemm, shared, work, block, cursor.stage);
+      } else {
+        barrier_arrive(shared.full(cursor.stage));
+      }
+    }
+    if (work.step == Step::end) return;
+    wait_for_rows(args, work);  // others may have less to do until then
+    draw();
+  }
+}
+
+// ---- rows, by kRowThreads threads and cp.async, which sees what other blocks have stored
+
+// Thread t brings chunk t % 8 of rows t / 8 and 8 more.
+template <typename C>
+class RowCopies {
+ public:
+  __device__ RowCopies(const GroupedGemmArgs& gemm, const FewWork& work) {
+#pragma unroll
+    for (int i = 0; i < kPasses; ++i) {
+      const int row = threadIdx.x % kRowThreads / 8 + 8 * i;
+      from_[i] = nullptr;
+      if (row >= work.rows) continue;
+      const bool scattered = work.step == Step::gate_up && gemm.row_index;
+      const int64_t at = scattered ? __ldcg(gemm.row_index + work.row + row) : work.row + row;
+      from_[i] = gemm.row_base + at * gemm.row_bytes;
+    }
+  }
+  __device__ void load(const GroupedGemmArgs& gemm, uint32_t tokens, int block) const {
+    const int chunk = threadIdx.x % 8;
+#pragma unroll
+    for (int piece = 0; piece < C::kPieces; ++piece) {
+      const int64_t column = (block * C::kPieces + piece) * 128 + chunk * 16;
+      const uint32_t size = column < gemm.depth * 2 ? 16 : 0;
+      const uint32_t to =
+          tokens + piece * C::kPieceBytes + swizzled(threadIdx.x % kRowThreads / 8, chunk);
+#pragma unroll
+      for (int i = 0; i < kPasses; ++i)  // row + 8: the same swizzle, 1024 bytes on
+        if (from_[i]) copy_async_16(to + i * 1024, from_[i] + (size ? column : 0), size);
+    }
   }
 
  private:
-  const FewGemm& args_;
-  WorkList<C> list_;
-  int network_ = 0;
+  static constexpr int kPasses = kFewTileTokens / 8;
+  const std::byte* from_[kPasses];
 };
 
 template <typename C>
-__device__ Order* orders_of(const Shared<C>& shared) {
-  return reinterpret_cast<Order*>(shared.staging + C::kStagingBytes + C::kStages * C::kNoteBytes);
-}
-
-// A stage's note has room for four numbers; a tile has few rows.
-template <typename C>
-__device__ void put(const Shared<C>& shared, int stage, const FewWork& work) {
-  shared.put(stage, {work.slot, work.weight_row, work.row, work.rows | work.network << 16});
-}
-template <typename C>
-__device__ FewWork get(const Shared<C>& shared, int stage) {
-  FewWork work{shared.get(stage)};
-  work.network = work.rows >> 16;
-  work.rows &= 0xFFFF;
-  return work;
-}
-
-// ---- produce
-
-// Down's weights were ready before gate and up: those of the first tile. How many stages.
-template <typename C>
-__device__ int load_early(const FewGemm& args, const Shared<C>& shared) {
-  FewList<C> list(args);
-  FewWork work;
-  if (!list.take(&work)) return 0;
-  const GroupedGemmArgs& gemm = args.gemm[work.network];
-  const int early = min(blocks_of<C>(gemm), C::kStages);
-  if (threadIdx.x == 0)
-    for (int stage = 0; stage < early; ++stage) load_weights<C>(gemm, shared, work, stage, stage);
-  return early;
-}
-
-template <typename C>
-__device__ void produce_few(const FewGemm& args, const Shared<C>& shared) {
-  const int thread = threadIdx.x;
-  int early = C::kDown ? load_early<C>(args, shared) : 0;
-  wait_for_previous_kernel();
-  let_next_kernel_start();
-  if constexpr (C::kDown) {
-    if (thread >= 32) return;
-  } else if (blockIdx.x == 0) {
-    for (int i = thread; i < few_counters(args.sum.hidden); i += 128) args.done[i] = 0;
-  }
-
-  FewList<C> list(args);
-  FewWork work;
+__device__ void bring_rows(const FewGemm& args, const FewShared<C>& shared) {
   Cursor<C::kStages> cursor;
-  [[maybe_unused]] Gather<C> gather;
-  while (list.take(&work)) {
-    const GroupedGemmArgs& gemm = args.gemm[work.network];
-    if constexpr (!C::kDown) gemm.row_index ? gather.start(gemm, work) : gather.start(work);
-    const int boxes = C::kDown ? (work.rows + C::kTokenBox - 1) / C::kTokenBox : 0;
+  while (true) {
+    barrier_wait(shared.noted(cursor.stage), cursor.phase);
+    const FewWork work = shared.get(cursor.stage);
+    wait_for_rows(args, work);
+    if (work.step == Step::sum || work.step == Step::end) {
+      barrier_arrive(shared.full(cursor.stage));
+      if (work.step == Step::end) return;
+      cursor.next();
+      continue;
+    }
+    const GroupedGemmArgs& gemm = args.gemm(work);
+    const RowCopies<C> copies(gemm, work);
     const int blocks = blocks_of<C>(gemm);
     for (int block = 0; block < blocks; ++block, cursor.next()) {
-      barrier_wait(shared.empty(cursor.stage), cursor.phase ^ 1);
-      const uint32_t full = shared.full(cursor.stage);
-      if (thread == 0) {
-        if (block == 0) put(shared, cursor.stage, work);
-        barrier_arrive_expect(full, C::kWeightBytes + boxes * C::kPieces * C::kTokenBox * 128);
-        if (early == 0) load_weights<C>(gemm, shared, work, block, cursor.stage);
-      }
-      if (early > 0) --early;
-      if constexpr (!C::kDown) {
-        gather.load(gemm, shared, block, cursor.stage);
-        barrier_arrive_after_copies(full);
-      } else if (thread < boxes * C::kPieces) {
-        load_tokens<C>(gemm, shared, work, block, cursor.stage, thread / boxes, thread % boxes);
-      }
+      barrier_wait(shared.noted(cursor.stage), cursor.phase);
+      copies.load(gemm, shared.tokens(cursor.stage), block);
+      barrier_arrive_after_copies(shared.full(cursor.stage));
     }
   }
-  barrier_wait(shared.empty(cursor.stage), cursor.phase ^ 1);
-  if (thread == 0) {
-    put(shared, cursor.stage, {});
-    barrier_arrive(shared.full(cursor.stage));
-  }
-  if (!C::kDown) barrier_arrive(shared.full(cursor.stage));
 }
 
 // ---- consume
@@ -138,7 +194,7 @@ __device__ void produce_few(const FewGemm& args, const Shared<C>& shared) {
 // What a routed row is multiplied by before its expert.
 __device__ float weight_of(const FewGemm& args, int row) {
   const CombineArgs& sum = args.sum;
-  const int first = __ldcg(args.gemm[0].row_index + row) * sum.top_k;
+  const int first = __ldcg(args.gate_up[0].row_index + row) * sum.top_k;
   for (int place = 0; place < sum.top_k; ++place)
     if (__ldcg(sum.row_of_pair + first + place) == row) return __ldcg(sum.weights + first + place);
   return 1;
@@ -159,89 +215,94 @@ __device__ __forceinline__ void apply_weights(const FewGemm& args, const Work& w
     }
 }
 
-template <typename C, int kN>
-__device__ __forceinline__ void compute_few(const FewGemm& args, const Shared<C>& shared,
-                                            const FewWork& work, Cursor<C::kStages>* cursor,
-                                            int consumer) {
-  const GroupedGemmArgs& gemm = args.gemm[work.network];
+template <class GateUp, class Down, int kN>
+__device__ __forceinline__ void compute_few(const FewGemm& args, const FewShared<GateUp>& shared,
+                                            const Shared<Down>& as_down, const FewWork& work,
+                                            Cursor<GateUp::kStages>* cursor, int consumer) {
+  const GroupedGemmArgs& gemm = args.gemm(work);
   float sum[kN / 2];
-  multiply<C, kN>(gemm, shared, work, cursor, consumer, sum);
-  if (!C::kDown && args.sum.weights_on_input && work.network == 0)
-    apply_weights<kN>(args, work, sum);
-  write<C, kN>(gemm, shared, work, consumer, sum);
+  multiply<GateUp, kN>(gemm, shared, work, cursor, consumer, sum);
+  if (work.step == Step::gate_up) {
+    if (args.sum.weights_on_input && work.network == 0) apply_weights<kN>(args, work, sum);
+    write<GateUp, kN>(gemm, shared, work, consumer, sum);
+  } else {
+    write<Down, kN>(gemm, as_down, work, consumer, sum);
+  }
 }
 
-// Calls f(work) for every tile, computed and stored.
-template <typename C, class F>
-__device__ __forceinline__ void for_each_tile(const FewGemm& args, const Shared<C>& shared,
-                                              int consumer, const F& f) {
-  Cursor<C::kStages> cursor;
+template <class GateUp, class Down>
+__device__ __forceinline__ void consume_few(const FewGemm& args, const FewShared<GateUp>& shared,
+                                            const Shared<Down>& as_down) {
+  const int consumer = threadIdx.x / 128 - 1;
+  const FewSum sum(args, shared.orders);
+  Cursor<GateUp::kStages> cursor;
+  Stored stored(shared.stored);
   while (true) {
     barrier_wait(shared.full(cursor.stage), cursor.phase);
-    const FewWork work = get(shared, cursor.stage);
-    if (work.rows == 0) return;
-    if (work.rows > 8)
-      compute_few<C, 16>(args, shared, work, &cursor, consumer);
-    else
-      compute_few<C, 8>(args, shared, work, &cursor, consumer);
-    f(work);
-  }
-}
-
-template <typename C>
-__device__ __forceinline__ void consume_few(const FewGemm& args, const Shared<C>& shared) {
-  const int consumer = threadIdx.x / 128 - 1;
-  if constexpr (C::kDown) {
-    const FewSum sum(args, orders_of(shared));
-    wait_for_previous_kernel();
-    for_each_tile<C>(args, shared, consumer, [&](const FewWork& work) {
-      sum.add_tile(work.weight_row + consumer * kSumColumns);
-    });
-    sum.end();
-  } else {
-    wait_for_previous_kernel();
-    for_each_tile<C>(args, shared, consumer, [](const FewWork&) {});
-  }
-}
-
-template <typename C>
-__global__ void __launch_bounds__(C::kThreads, 1) few_tiles(const __grid_constant__ FewGemm args) {
-  extern __shared__ std::byte raw[];
-  const Shared<C> shared(raw);
-  if (threadIdx.x == 0) {
-    prefetch_tensor_map(&args.gemm[0].weights);
-    for (int i = 0; i < C::kStages; ++i) {
-      barrier_init(shared.full(i), C::kDown ? 1 : 1 + 128);
-      barrier_init(shared.empty(i), 4 * C::kConsumers);
+    const FewWork work = shared.get(cursor.stage);
+    if (work.step == Step::end) break;
+    if (work.step == Step::sum) {
+      if (threadIdx.x % 32 == 0) release(shared, cursor.stage);
+      cursor.next();
+      sum.write(work.weight_row);
+      continue;
     }
+    if (work.rows > 8)
+      compute_few<GateUp, Down, 16>(args, shared, as_down, work, &cursor, consumer);
+    else
+      compute_few<GateUp, Down, 8>(args, shared, as_down, work, &cursor, consumer);
+    stored.say(args.stored(work));
+  }
+  stored.say(nullptr);
+  sum.end();
+}
+
+template <class GateUp, class Down>
+__global__ void __launch_bounds__(GateUp::kThreads, 1)
+    few_tiles(const __grid_constant__ FewGemm args) {
+  static_assert(GateUp::kStages == Down::kStages);
+  extern __shared__ std::byte raw[];
+  const FewShared<GateUp> shared(raw);
+  if (threadIdx.x == 0) {
+    prefetch_tensor_map(&args.gate_up[0].weights);
+    prefetch_tensor_map(&args.down[0].weights);
+    for (int i = 0; i < GateUp::kStages; ++i) {
+      barrier_init(shared.full(i), 1 + (GateUp::kStageScales ? 2 : 0) + kRowThreads);
+      barrier_init(shared.empty(i), 4 * GateUp::kConsumers);
+      barrier_init(shared.noted(i), 1);
+    }
+    Stored::init(shared.stored, 4 * GateUp::kConsumers);
     fence_barrier_init();
   }
   __syncthreads();
-  if (threadIdx.x < 128) {
-    if constexpr (C::kMoveRegisters) fewer_registers<C::kProducerRegisters>();
-    produce_few<C>(args, shared);
+  const int warp = threadIdx.x / 32;
+  if (warp < 4) {
+    if constexpr (GateUp::kMoveRegisters) fewer_registers<GateUp::kProducerRegisters>();
+    wait_for_previous_kernel();
+    let_next_kernel_start();
+    if (warp == 0) bring_weights(args, shared);
+    if (threadIdx.x == 32) Stored(shared.stored).pass_on();
+    if (warp >= 2) bring_rows(args, shared);
   } else {
-    if constexpr (C::kMoveRegisters) more_registers<C::kConsumerRegisters>();
-    consume_few<C>(args, shared);
+    if constexpr (GateUp::kMoveRegisters) more_registers<GateUp::kConsumerRegisters>();
+    wait_for_previous_kernel();
+    consume_few<GateUp, Down>(args, shared, FewShared<Down>(raw));
   }
 }
 
-// ---- launches
+// ---- launch
 
-int64_t weight_tiles(const GroupedGemmArgs& gemm) {
-  return gemm.tile_count ? (gemm.weight_rows + kTileRows - 1) / kTileRows : 0;
-}
-
-template <typename C>
+template <Operands kOperands, Output kOutput>
 cudaError_t launch_one(const FewGemm& args, int multiprocessors, cudaStream_t stream) {
+  using GateUp = FewConfig<kOperands, kOutput>;
+  using Down = FewConfig<kOperands, Output::plain>;
   const CombineArgs& sum = args.sum;
-  const int64_t pairs = sum.tokens * sum.top_k;
-  const int64_t work =
-      max_tiles(pairs, sum.num_experts, kFewTileTokens) * weight_tiles(args.gemm[0]) +
-      max_tiles(sum.tokens, 1, kFewTileTokens) * weight_tiles(args.gemm[1]);
-  const auto blocks = std::clamp<int64_t>(work, 1, multiprocessors);
-  return cuda::launch(few_tiles<C>, static_cast<unsigned>(blocks), C::kThreads, C::kShared, stream,
-                      args);
+  const int64_t tiles = max_tiles(sum.tokens * sum.top_k, sum.num_experts, kFewTileTokens) + 1;
+  const int64_t pieces =
+      tiles * std::max(FewGemm::pieces_of(args.gate_up[0]), FewGemm::pieces_of(args.down[0]));
+  const auto blocks = std::clamp<int64_t>(pieces, 1, multiprocessors);
+  return cuda::launch(few_tiles<GateUp, Down>, static_cast<unsigned>(blocks), GateUp::kThreads,
+                      GateUp::kShared, stream, args);
 }
 
 Output output_of(const GroupedGemmArgs& gate_up) {
@@ -249,20 +310,13 @@ Output output_of(const GroupedGemmArgs& gate_up) {
 }
 
 template <Operands kOperands>
-cudaError_t launch_pair(const FewArgs& args, int multiprocessors, cudaStream_t stream) {
-  const bool by_8 = sums_by_8(args.sum);
-  const FewGemm gate_up{{args.gate_up[0], args.gate_up[1]}, args.sum, args.done, by_8};
-  const FewGemm down{{args.down[0], args.down[1]}, args.sum, args.done, by_8};
-  const auto run = [&](auto config) {
-    return launch_one<decltype(config)>(gate_up, multiprocessors, stream);
-  };
+cudaError_t launch_output(const FewGemm& args, int multiprocessors, cudaStream_t stream) {
   const Output output = output_of(args.gate_up[0]);
-  const cudaError_t error = output == Output::unary ? run(FewConfig<kOperands, Output::unary>())
-                            : output == Output::silu
-                                ? run(FewConfig<kOperands, Output::silu>())
-                                : run(FewConfig<kOperands, Output::activated>());
-  if (error != cudaSuccess) return error;
-  return launch_one<FewConfig<kOperands, Output::plain>>(down, multiprocessors, stream);
+  if (output == Output::unary)
+    return launch_one<kOperands, Output::unary>(args, multiprocessors, stream);
+  if (output == Output::silu)
+    return launch_one<kOperands, Output::silu>(args, multiprocessors, stream);
+  return launch_one<kOperands, Output::activated>(args, multiprocessors, stream);
 }
 
 bool fits(const FewArgs& args, int) {
@@ -270,19 +324,24 @@ bool fits(const FewArgs& args, int) {
   const bool alike = !shared.tile_count ||
                      (shared.operands == routed.operands && output_of(shared) == output_of(routed));
   return alike && routed.operands != Operands::w8a8 && args.sum.tokens <= kFewTileTokens &&
-         args.sum.top_k <= 32;
+         args.sum.top_k <= 32 && args.sum.tokens * args.sum.top_k <= kMaxFewPairs;
 }
 
 cudaError_t launch_few(const FewArgs& args, int multiprocessors, cudaStream_t stream) {
   if (!fits(args, multiprocessors)) return cudaErrorInvalidValue;
+  const FewGemm all = {{args.gate_up[0], args.gate_up[1]},
+                       {args.down[0], args.down[1]},
+                       args.sum,
+                       args.counters,
+                       sums_by_8(args.sum)};
   return args.gate_up[0].operands == Operands::bf16
-             ? launch_pair<Operands::bf16>(args, multiprocessors, stream)
-             : launch_pair<Operands::w8a16>(args, multiprocessors, stream);
+             ? launch_output<Operands::bf16>(all, multiprocessors, stream)
+             : launch_output<Operands::w8a16>(all, multiprocessors, stream);
 }
 
 }  // namespace
 }  // namespace grouped
 
-const FewKernel kHopperFewTiles = {kFewTileTokens, true, grouped::fits, grouped::launch_few};
+const FewKernel kHopperFewTiles = {kFewTileTokens, grouped::fits, grouped::launch_few};
 
 }  // namespace moe::cuda

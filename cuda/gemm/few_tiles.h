@@ -1,7 +1,8 @@
-// The kernels of few.h on the tiles of grouped_gemm.h, for bf16 rows by bf16 or e4m3 weights: the
-// work list holds the shared expert's tiles after the routed ones. Whoever stores the last rows of
-// 64 outputs sums them for all tokens, so that the order of the sum is that of permute/combine.h
-// and no block waits for another.
+// The kernel of few.h on the tiles of grouped_gemm.h, for bf16 rows by bf16 or e4m3 weights.
+//
+// One list holds the pieces of gates and ups, of down, and of the weighted sum; a block draws one
+// after the other, and its producer loads a piece's weights while the rows that it needs are still
+// being computed (gemm/few_work.cuh). So the memory is busy from the first piece to the last.
 #pragma once
 
 #include "gemm/few.h"

@@ -16,7 +16,9 @@ template <typename C, int kN>
 __device__ __forceinline__ void multiply(const GroupedGemmArgs& args, const Shared<C>& shared,
                                          const Work& work, Cursor<C::kStages>* cursor, int consumer,
                                          float (&sum)[kN / 2]) {
-  if constexpr (C::kScaled)
+  if constexpr (kN <= 16)
+    multiply_by_warps<C, kN>(args, shared, cursor, consumer, work, sum);
+  else if constexpr (C::kScaled)
     multiply_widened<C, kN>(args, shared, cursor, consumer, work, sum);
   else
     multiply_bf16<C, kN>(args, shared, cursor, consumer, sum);
@@ -64,7 +66,9 @@ __device__ __forceinline__ void consume(const GroupedGemmArgs& args, const Share
     const Work work = shared.get(cursor.stage);
     if (work.rows == 0) return;
     if constexpr (C::kTokens == 32)
-      compute_any<C, 8, 32>(args, shared, work, &cursor, consumer);
+      // Below 32 columns the products are another instruction's, and other bits.
+      args.batch_invariant ? compute<C, 32>(args, shared, work, &cursor, consumer)
+                           : compute_any<C, 8, 16, 32>(args, shared, work, &cursor, consumer);
     else if constexpr (C::kTokens == 128)
       compute_any<C, 32, 64, 96, 128>(args, shared, work, &cursor, consumer);
     else

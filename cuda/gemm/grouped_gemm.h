@@ -80,6 +80,9 @@ struct GroupedGemmArgs {
   int32_t activation = 0;  // moe::Activation
   float alpha = 0, limit = 0;
 
+  // A row's bits do not depend on how many rows its tile has.
+  int32_t batch_invariant = 0;
+
   // The weights were ready before the kernel in front of this one: start to load them at once.
   int32_t weights_early = 0;
 };

@@ -130,7 +130,8 @@ __device__ __forceinline__ void multiply_widened(const GroupedGemmArgs& args,
                                                  const Work& work, float (&sum)[kN / 2]) {
   constexpr bool kTwo = kN <= 32;
   const int blocks = blocks_of<C>(args);
-  const WeightScales scales(args, work.slot, work.weight_row + consumer * 64, C::kActivate, blocks);
+  const WeightScales scales(args, work.slot, work.weight_row + consumer * 64, args.activated,
+                            blocks);
 #pragma unroll
   for (int i = 0; i < kN / 2; ++i) sum[i] = 0;
   float low = __ldg(scales.low), high = __ldg(scales.high);
@@ -173,6 +174,112 @@ __device__ __forceinline__ void multiply_widened(const GroupedGemmArgs& args,
       wgmma_wait<0>();
       product[0].finish(shared, sum);
     }
+  }
+}
+
+// The same by each warp for 16 of the consumer's rows, in either type: few columns leave the matrix
+// units idle, and what counts is how soon a stage is done with. A warpgroup's product of 8 columns
+// takes three times as long.
+template <typename C, int kN>
+class WarpProduct {
+ public:
+  // By 128 bytes of each weight row.
+  __device__ __forceinline__ void add(const Shared<C>& shared, int stage, int consumer) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
+    const uint32_t rows = rows_of(shared, stage, consumer) + warp * 16 * 128;
+#pragma unroll
+    for (int pair = 0; pair < C::kDepth / 32; ++pair) {  // of 16 inputs
+      uint32_t weights[2][4];
+      if constexpr (C::kScaled) {
+        load_codes(rows + swizzled(lane % 16, 2 * pair + lane / 16), weights);
+      } else {
+        load_matrices(weights[0], rows + swizzled(lane % 16, 4 * pair + lane / 16));
+        load_matrices(weights[1], rows + swizzled(lane % 16, 4 * pair + 2 + lane / 16));
+      }
+#pragma unroll
+      for (int n = 0; n < kN / 8; ++n) {
+        uint32_t tokens[4];  // two of 8 inputs for each product
+        load_matrices(tokens, shared.tokens(stage, pair / 2) +
+                                  swizzled(8 * n + lane % 8, pair % 2 * 4 + lane / 8));
+        moe::cuda::multiply_bf16(part_[0][n], weights[0], tokens[0], tokens[1]);
+        moe::cuda::multiply_bf16(part_[1][n], weights[1], tokens[2], tokens[3]);
+      }
+    }
+    __syncwarp();
+    if (lane == 0) release(shared, stage);
+  }
+  // Adds it, times a scale each for the first and second 8 rows, to the sum; then it is 0 again.
+  __device__ __forceinline__ void move(float low, float high, float (&sum)[kN / 2]) {
+#pragma unroll
+    for (int i = 0; i < kN / 2; ++i) {
+      float &even = part_[0][i / 4][i % 4], &odd = part_[1][i / 4][i % 4];
+      sum[i] = fmaf(even + odd, i % 4 < 2 ? low : high, sum[i]);
+      even = odd = 0;
+    }
+  }
+
+ private:
+  float part_[2][kN / 8][4] = {};  // two, so that fewer products wait for the one before
+
+  // 32 inputs.
+  __device__ __forceinline__ void load_codes(uint32_t from, uint32_t (&weights)[2][4]) {
+    uint32_t words[4];  // 16 columns of rows 0 and 8, then the next 16
+    load_matrices(words, from);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {  // gemm/layout.h: e4m3_column()
+      weights[i / 2][i % 2] = widen(words[i]);
+      weights[i / 2][i % 2 + 2] = widen(words[i] << 8);
+    }
+  }
+};
+
+// The scales of a stage: what its note has; or what the lanes have loaded, 32 stages at a time.
+template <typename C>
+class ScalesAhead {
+ public:
+  __device__ ScalesAhead(const GroupedGemmArgs& args, const Work& work, int consumer, int blocks)
+      : of_(args, work.slot, work.weight_row + consumer * 64, args.activated, blocks),
+        blocks_(blocks) {}
+  __device__ __forceinline__ float2 at(const Shared<C>& shared, int stage, int block) {
+    if constexpr (C::kStageScales) return load_shared_2(shared.scales(stage));
+    if (block % 32 == 0) {
+      const int mine = min(block + static_cast<int>(threadIdx.x % 32), blocks_ - 1);
+      lane_ = {__ldg(of_.low + mine), __ldg(of_.high + mine)};
+    }
+    return {__shfl_sync(~0u, lane_.x, block % 32), __shfl_sync(~0u, lane_.y, block % 32)};
+  }
+
+ private:
+  WeightScales of_;
+  int blocks_;
+  float2 lane_;
+};
+
+template <typename C, int kN>
+__device__ __forceinline__ void multiply_by_warps(const GroupedGemmArgs& args,
+                                                  const Shared<C>& shared,
+                                                  Cursor<C::kStages>* cursor, int consumer,
+                                                  const Work& work, float (&sum)[kN / 2]) {
+  const int blocks = blocks_of<C>(args);
+  WarpProduct<C, kN> product;
+#pragma unroll
+  for (int i = 0; i < kN / 2; ++i) sum[i] = 0;
+  if constexpr (C::kScaled) {
+    ScalesAhead<C> ahead(args, work, consumer, blocks);
+#pragma unroll 1
+    for (int block = 0; block < blocks; ++block, cursor->next()) {
+      barrier_wait(shared.full(cursor->stage), cursor->phase);
+      const float2 scale = ahead.at(shared, cursor->stage, block);
+      product.add(shared, cursor->stage, consumer);
+      product.move(scale.x, scale.y, sum);
+    }
+  } else {
+#pragma unroll 1
+    for (int block = 0; block < blocks; ++block, cursor->next()) {
+      barrier_wait(shared.full(cursor->stage), cursor->phase);
+      product.add(shared, cursor->stage, consumer);
+    }
+    product.move(1, 1, sum);
   }
 }
 

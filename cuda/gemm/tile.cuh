@@ -54,6 +54,8 @@ struct Config {
   static constexpr int kStages = (kShared - 1024 - kStagingBytes) / (kStageBytes + kNoteBytes);
   static_assert(kStages >= 3 && kStages <= 24);
 
+  static constexpr bool kStageScales = false;  // a stage's note has the scales of its weights
+
   // Whether the producer's threads bring the token rows with cp.async.
   __device__ static bool gathers_rows(const GroupedGemmArgs& args) {
     return kGather && args.row_index;
@@ -80,6 +82,9 @@ struct Shared {
   // The stage has been filled; has been read.
   __device__ uint32_t full(int stage) const { return notes + stage * 8; }
   __device__ uint32_t empty(int stage) const { return full(C::kStages + stage); }
+
+  // Two, of C::kStageScales.
+  __device__ uint32_t scales(int stage) const { return notes + C::kStages * 32 + stage * 8; }
 
   // The tile whose first stage this is: by the thread that arrives at full next, and by who has
   // waited for it. No rows: there are no more tiles.

@@ -5,8 +5,6 @@
 
 namespace moe::cuda {
 
-inline constexpr int kMaxFewPairs = 512;
-
 // f(q, id of pair q) for all pairs; four ids a load.
 template <class F>
 __device__ void for_each_pair(const int32_t* ids, int pairs, const F& f) {

@@ -37,6 +37,8 @@ constexpr int64_t num_chunks(int64_t tokens) {
   return (tokens + chunk_tokens(tokens) - 1) / chunk_tokens(tokens);
 }
 
+inline constexpr int kMaxFewPairs = 512;  // that one block groups (permute/group_few.cuh)
+
 struct GroupArgs {
   int32_t* ids = nullptr;  // (tokens, top_k); -1: no expert, which dropped ones become
   int64_t tokens = 0;

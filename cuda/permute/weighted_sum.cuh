@@ -14,6 +14,8 @@ __device__ __forceinline__ void load_columns(const void* data, DType type, int64
                                              float (&x)[kCount]) {
   if constexpr (kCount == 8)
     load_8(data, type, at, x);
+  else if constexpr (kCount == 2)
+    load_2(data, type, at, x);
   else
     x[0] = load_float(data, type, at);
 }
@@ -29,7 +31,8 @@ __device__ __forceinline__ void add_weighted(float (&sum)[kCount], float weight,
 // know.
 template <int kCount, bool kFresh>
 struct MemoryRows {
-  using Loaded = std::conditional_t<kCount == 8, uint4, unsigned short>;
+  using Loaded = std::conditional_t<kCount == 8, uint4,
+                                    std::conditional_t<kCount == 2, unsigned int, unsigned short>>;
   const CombineArgs& args;
 
   // A row's columns, under way; each expert's row is read once.
@@ -41,6 +44,8 @@ struct MemoryRows {
   __device__ void finish(const Loaded& loaded, float (&x)[kCount]) const {
     if constexpr (kCount == 8)
       widen_8(loaded, DType::bf16, x);
+    else if constexpr (kCount == 2)
+      x[0] = __uint_as_float(loaded << 16), x[1] = __uint_as_float(loaded & 0xFFFF0000u);
     else
       x[0] = __uint_as_float(static_cast<uint32_t>(loaded) << 16);
   }
@@ -54,6 +59,13 @@ struct MemoryRows {
     return reinterpret_cast<const Loaded*>(rows + row * args.row_stride + column);
   }
 };
+
+// A zero expert's row. Rare, and apart, so that the usual way is short.
+template <int kCount>
+__device__ __noinline__ void load_own_columns(const CombineArgs& args, int64_t token,
+                                              int64_t column, float (&x)[kCount]) {
+  load_columns(args.from.data, args.from.type, token * args.from.stride + column, x);
+}
 
 // Writes kCount columns of a token's output, from `column` on. `rows` is a MemoryRows or alike.
 template <int kCount, class ExpertRows>
@@ -71,7 +83,7 @@ __device__ __forceinline__ void write_sum(const CombineArgs& args, const Order& 
     for (int j = 0; j < kAhead; ++j) {
       if (first + j >= order.used) break;
       if (order.row[first + j] < 0)
-        load_columns(args.from.data, args.from.type, token * args.from.stride + column, x);
+        load_own_columns(args, token, column, x);
       else
         rows.finish(loaded[j], x);
       add_weighted(sum, order.weight[first + j], x);
@@ -90,6 +102,8 @@ __device__ __forceinline__ void write_sum(const CombineArgs& args, const Order& 
   }
   if constexpr (kCount == 8)
     store_8(args.out.data, args.out.type, at, sum);
+  else if constexpr (kCount == 2)
+    store_2(args.out.data, args.out.type, at, sum);
   else
     store_float(args.out.data, args.out.type, at, sum[0]);
 }

@@ -164,6 +164,11 @@ __device__ void group_block(const RouteFewArgs& args, Shared& s) {
   }
 }
 
+__device__ void clear_counters(const RouteFewArgs& args) {
+  if (!is_first_block()) return;
+  for (int64_t i = threadIdx.x; i < args.num_counters; i += blockDim.x) args.counters[i] = 0;
+}
+
 // Begins the forward and does all that blocks share; says whether this block makes the choice.
 template <bool kProduct>
 __device__ bool prepare(const RouteFewArgs& args, Shared& s, bool vector) {
@@ -173,6 +178,7 @@ __device__ bool prepare(const RouteFewArgs& args, Shared& s, bool vector) {
   if (kProduct) prefetch_weights(args, s.begin.head.block);
   wait_for_previous_kernel();
   let_next_kernel_start();
+  clear_counters(args);
   count_rows_and_note(begin, is_first_block(), &s.begin);
   if (is_first_block()) write_shared_tiles(begin, s.begin);
   if (kProduct) compute_product(args, s, vector);
@@ -195,6 +201,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     __syncthreads();
     wait_for_previous_kernel();
     let_next_kernel_start();
+    clear_counters(args);
   }
   const int warp = threadIdx.x / 32;
   if (!args.ids_in && warp < select_warps)

@@ -35,6 +35,9 @@ struct RouteFewArgs {
   PermuteArgs groups;  // neither its chunks nor what it copies; slots: the table's if there is one
   CopyRowsArgs cast;   // to: null if the rows are read as they are
   float* shared_gate = nullptr;  // (tokens), or null
+
+  uint32_t* counters = nullptr;  // of the kernel after this one, which wants them 0
+  int64_t num_counters = 0;
 };
 
 // At most kMaxFewTokens tokens.

@@ -33,7 +33,7 @@ struct Workspace {
   TokenTile* tiles;
   int32_t* tile_count;
   int32_t* chunk_rows;       // of PermuteArgs
-  uint32_t* done;            // of FewArgs
+  uint32_t* few_counters;    // of FewArgs
   __nv_bfloat16* activated;  // (pairs, intermediate'), or in e4m3
   __nv_bfloat16* rows;       // (pairs, width)
   __nv_bfloat16* gathered;   // the same memory: read before rows is written; its own with waves
@@ -72,7 +72,7 @@ struct Workspace {
     take(&tiles, max_tiles(pairs, candidates, kDecodeTokens));
     take(&tile_count, 1);
     take(&chunk_rows, num_chunks(tokens) * candidates);
-    take(&done, few_counters(shape.routed.hidden));
+    take(&few_counters, cuda::few_counters(shape.routed.hidden, pairs));
     take(&activated, pairs * routed.intermediate_stride);
     take(&rows, pairs * width);
     gathered = rows;
@@ -136,7 +136,7 @@ struct Forward {
   Kernels shared_kernels;
   bool direct;                // the GEMMs can read args.hidden as it is
   bool few;                   // all before the experts is one kernel
-  const FewKernel* after;     // all after that, in two; null: not
+  const FewKernel* after;     // all after that, in one or two; null: not
   const __nv_bfloat16* rows;  // (tokens, width): what the GEMMs read
 
   explicit Forward(const LayerArgs& a)
@@ -335,6 +335,10 @@ cudaError_t enqueue_few(const Forward& f, cudaStream_t stream) {
   route.groups = permute_args(f);
   route.cast = cast_args(f);
   if (args.shared && args.shared->gated_by_row) route.shared_gate = f.work.shared_gate;
+  if (f.after) {
+    route.counters = f.work.few_counters;
+    route.num_counters = few_counters(args.pool.shape.hidden, f.pairs);
+  }
   return launch_route_few(route, stream);
 }
 
@@ -441,6 +445,7 @@ cudaError_t enqueue_routed(const Forward& f, cudaStream_t stream) {
   const int64_t tiles = max_tiles(f.pairs, args.pool.num_experts, f.kernels.tile_tokens());
   GroupedGemmArgs gemm = gate_up(args);
   gemm.operands = operands;
+  gemm.batch_invariant = f.args.batch_invariant;
   gemm.tiles = f.work.tiles;
   gemm.tile_count = f.work.tile_count;
   gemm.row_scales = f.work.gathered_scales;
@@ -455,6 +460,7 @@ cudaError_t enqueue_routed(const Forward& f, cudaStream_t stream) {
   if (error != cudaSuccess) return error;
   gemm = down(args, f.width);
   gemm.operands = operands;
+  gemm.batch_invariant = f.args.batch_invariant;
   gemm.tiles = f.work.tiles;
   gemm.tile_count = f.work.tile_count;
   gemm.rows = maps.activated;
@@ -501,6 +507,7 @@ cudaError_t enqueue_shared(const Forward& f, cudaStream_t stream) {
   const int64_t tiles = max_tiles(tokens, 1, f.shared_kernels.tile_tokens());
   GroupedGemmArgs gemm = gate_up(shared);
   gemm.operands = operands;
+  gemm.batch_invariant = f.args.batch_invariant;
   gemm.tiles = f.work.shared_tiles;
   gemm.tile_count = f.work.shared_tile_count;
   gemm.rows = rows;
@@ -514,6 +521,7 @@ cudaError_t enqueue_shared(const Forward& f, cudaStream_t stream) {
   if (error != cudaSuccess) return error;
   gemm = down(shared, f.width);
   gemm.operands = operands;
+  gemm.batch_invariant = f.args.batch_invariant;
   gemm.tiles = f.work.shared_tiles;
   gemm.tile_count = f.work.shared_tile_count;
   gemm.rows = activated;
@@ -554,7 +562,7 @@ CombineArgs sum_args(const Forward& f) {
   return sum;
 }
 
-// ---- few rows: the experts, the shared one and the sum in two kernels
+// ---- few rows: the experts, the shared one and the sum in one or two kernels
 
 FewArgs few_args(const Forward& f) {
   const LayerArgs& args = f.args;
@@ -581,7 +589,7 @@ FewArgs few_args(const Forward& f) {
     add(1, *args.shared, f.shared_kernels.operands, f.work.shared_activated, f.work.shared_rows,
         f.work.shared_tiles, f.work.shared_tile_count);
   few.sum = sum_args(f);
-  few.done = f.work.done;
+  few.counters = f.work.few_counters;
   return few;
 }
 
@@ -590,22 +598,10 @@ const FewKernel* Forward::choose_after() const {
   if (args.shared && args.shared->kernel != args.kernel) return nullptr;
   const FewArgs all = few_args(*this);
   const auto serves = [&](const FewKernel* k) { return k && k->fits(all, args.multiprocessors); };
-  const bool decode = args.decode < 0 ? args.tokens <= kDecodeTokens : args.decode;
+  const bool decode =
+      args.decode < 0 ? choose_decode(args.tokens, args.top_k * args.pool.slot_bytes) : args.decode;
   if (decode && serves(args.kernel->decode)) return args.kernel->decode;
   return args.few_tiles != 0 && serves(args.kernel->few_tiles) ? args.kernel->few_tiles : nullptr;
-}
-
-cudaError_t enqueue_after(const Forward& f, cudaStream_t stream) {
-  const LayerArgs& args = f.args;
-  FewArgs few = few_args(f);
-  cudaError_t error = cudaSuccess;
-  if (f.after->maps)
-    error = row_map(f.work.activated, args.pool.sections.intermediate_stride, f.pairs, f.kernels,
-                    &few.down[0].rows);
-  if (f.after->maps && args.shared && error == cudaSuccess)
-    error = row_map(f.work.shared_activated, args.shared->pool.sections.intermediate_stride,
-                    args.tokens, f.shared_kernels, &few.down[1].rows);
-  return error == cudaSuccess ? f.after->launch(few, args.multiprocessors, stream) : error;
 }
 
 bool valid(const LayerArgs& args) {
@@ -657,7 +653,8 @@ cudaError_t enqueue_route(const LayerArgs& args, cudaStream_t stream) {
 
 cudaError_t enqueue_experts(const LayerArgs& args, cudaStream_t stream) {
   const Forward f(args);
-  return f.after ? enqueue_after(f, stream) : enqueue_routed(f, stream);
+  return f.after ? f.after->launch(few_args(f), args.multiprocessors, stream)
+                 : enqueue_routed(f, stream);
 }
 
 cudaError_t enqueue_rest(const LayerArgs& args, cudaStream_t stream) {

@@ -22,6 +22,11 @@ __device__ inline float load_shared(uint32_t from) {
   asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(from) : "memory");
   return value;
 }
+__device__ inline float2 load_shared_2(uint32_t from) {
+  float2 v;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(from) : "memory");
+  return v;
+}
 __device__ inline int4 load_shared_4(uint32_t from) {
   int4 v;
   asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
@@ -92,6 +97,9 @@ __device__ inline void barrier_init(uint64_t* barrier, uint32_t arrivals) {
 __device__ inline void barrier_arrive_expect(uint64_t* barrier, uint32_t bytes) {
   barrier_arrive_expect(shared_address(barrier), bytes);
 }
+__device__ inline void barrier_arrive(uint64_t* barrier) {
+  barrier_arrive(shared_address(barrier));
+}
 __device__ inline void barrier_wait(uint64_t* barrier, uint32_t parity) {
   barrier_wait(shared_address(barrier), parity);
 }
@@ -99,22 +107,6 @@ __device__ inline void barrier_wait(uint64_t* barrier, uint32_t parity) {
 // The `threads` threads that use hardware barrier `id` (1..15) wait for each other.
 __device__ inline void named_barrier(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-
-// The same; whether any of them says yes.
-__device__ inline bool named_barrier_any(int id, int threads, bool yes) {
-  int any;
-  asm volatile(
-      "{\n"
-      ".reg .pred p, q;\n"
-      "setp.ne.b32 p, %3, 0;\n"
-      "bar.red.or.pred q, %1, %2, p;\n"
-      "selp.b32 %0, 1, 0, q;\n"
-      "}\n"
-      : "=r"(any)
-      : "r"(id), "r"(threads), "r"(static_cast<int>(yes))
-      : "memory");
-  return any;
 }
 
 // Counts as one that waits there, and goes on.
@@ -209,8 +201,19 @@ __device__ inline uint64_t load_acquire(const uint64_t* from) {
   return value;
 }
 
+__device__ inline uint32_t load_acquire(const uint32_t* from) {
+  uint32_t value;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
+  return value;
+}
+
 __device__ inline void store_release(uint64_t* to, uint64_t value) {
   asm volatile("st.release.gpu.global.u64 [%0], %1;" ::"l"(to), "l"(value) : "memory");
+}
+
+// What this thread has written or seen is there for whoever sees the sum.
+__device__ inline void add_release(uint32_t* to, uint32_t value) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
 }
 
 // Into L2. From 8.0 on.

@@ -26,6 +26,23 @@ __device__ inline void store_float(void* data, DType type, int64_t i, float valu
   }
 }
 
+// 2 neighbouring values, from an address that is a multiple of 2 of them.
+__device__ inline void load_2(const void* data, DType type, int64_t i, float (&out)[2]) {
+  out[0] = load_float(data, type, i);
+  out[1] = load_float(data, type, i + 1);
+}
+
+__device__ inline void store_2(void* data, DType type, int64_t i, const float (&value)[2]) {
+  void* to = static_cast<uint16_t*>(data) + i;
+  switch (type) {
+    case DType::bf16:
+      *static_cast<__nv_bfloat162*>(to) = __floats2bfloat162_rn(value[0], value[1]);
+      break;
+    case DType::f16: *static_cast<__half2*>(to) = __floats2half2_rn(value[0], value[1]); break;
+    default: *reinterpret_cast<float2*>(static_cast<float*>(data) + i) = {value[0], value[1]};
+  }
+}
+
 // 8 packed values of 16 bits.
 __device__ inline void widen_8(uint4 packed, DType type, float (&out)[8]) {
   const uint32_t words[4] = {packed.x, packed.y, packed.z, packed.w};

@@ -1,5 +1,5 @@
-// Few rows in three kernels (gemm/few.h) beside the same layer in one kernel a step: the same bits,
-// whatever a layer has, and never more launches.
+// Few rows in two kernels (gemm/few_tiles.h) beside the same layer in one kernel a step: the same
+// bits, whatever a layer has, and never more launches.
 #include <cstring>
 #include <optional>
 
@@ -259,7 +259,7 @@ int64_t rows_that_differ(const HostRows& a, const HostRows& b, int64_t first, in
 
 }  // namespace
 
-TEST_CASE("few rows in three kernels have the bits of one kernel a step", "[cuda][small]") {
+TEST_CASE("few rows in two kernels have the bits of one kernel a step", "[cuda][small]") {
   if (!have_gpu()) return skip(kNoGpu);
   Random random(moe::test::seed());
   for (int round = 0; round < 120; ++round) {
@@ -274,7 +274,7 @@ TEST_CASE("few rows in three kernels have the bits of one kernel a step", "[cuda
     const ForwardReport wanted = *layer.report.report;
     const HostRows got = layer.run(-1, &together);
     CHECK(apart > 3);
-    CHECK(together == 3);
+    CHECK(together == 2);
     // Weights on the input are a factor of the products here and of the rounded rows there.
     if (s.weights_on_input)
       CHECK(distance(got, want, s.valid_rows) < 2e-2);
@@ -288,7 +288,7 @@ TEST_CASE("few rows in three kernels have the bits of one kernel a step", "[cuda
   }
 }
 
-TEST_CASE("a forward of up to sixteen rows is three launches", "[cuda][small]") {
+TEST_CASE("a forward of up to sixteen rows is two or three launches", "[cuda][small]") {
   if (!have_gpu()) return skip(kNoGpu);
   Random random(moe::test::seed());
   const OwnStream stream;
@@ -313,7 +313,8 @@ TEST_CASE("a forward of up to sixteen rows is three launches", "[cuda][small]") 
           const HostRows hidden(random, tokens, spec.hidden(),
                                 random.one_of({DType::bf16, DType::f32}));
           const DeviceRows in(hidden), out(hidden);
-          CHECK(launches(model, context, stream, 0, in, out) == 3);
+          const bool decoded = format.kind == FormatKind::bf16 && tokens == 1;
+          CHECK(launches(model, context, stream, 0, in, out) == (decoded ? 3 : 2));
         }
       }
 }
