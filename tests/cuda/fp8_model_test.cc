@@ -72,7 +72,10 @@ TEST_CASE("fp8 layers on the GPU equal the CPU's", "[cuda][mission-41]") {
               to_string(spec.expert.format.kind), spec.shared.has_value(),
               spec.router.weight_on_input, int(rows));
       Pair models(source.source(), {.gemm_options = {.rows = rows}});
-      const double bound = rows == RowPrecision::exact ? 1e-2 : 7e-2;
+      // Of few values one that e4m3 rounds badly weighs.
+      const double bound = rows == RowPrecision::exact      ? 1e-2
+                           : spec.expert.intermediate < 256 ? 1e-1
+                                                            : 7e-2;
       CHECK(run_both(models, 0, hidden, DType::f32, {}, random, stream.stream) < bound);
     }
   }

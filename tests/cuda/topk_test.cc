@@ -6,6 +6,7 @@
 #include <cstring>
 #include <limits>
 #include <random>
+#include <sstream>
 
 #include "catch.h"
 #include "cuda/buffer.h"
@@ -252,6 +253,25 @@ Routed route_on_gpu(const Problem& p, const Inputs& in) {
   return {ids.host(), weights.host(), counts.host()[0]};
 }
 
+// Where two first differ, with the row's inputs.
+std::string difference(const Routed& gpu, const Routed& cpu, const Problem& p, const Inputs& in) {
+  std::ostringstream text;
+  text << std::hexfloat << "nonfinite rows " << gpu.counts.nonfinite_rows << ", "
+       << cpu.counts.nonfinite_rows << ", short rows " << gpu.counts.short_rows << ", "
+       << cpu.counts.short_rows;
+  for (size_t i = 0; i < gpu.ids.size(); ++i) {
+    if (gpu.ids[i] == cpu.ids[i] && std::memcmp(&gpu.weights[i], &cpu.weights[i], 4) == 0) continue;
+    const size_t row = i / p.top_k, candidates = p.spec.candidates();
+    text << "; row " << row << ", place " << i % p.top_k << ": expert " << gpu.ids[i] << ", "
+         << cpu.ids[i] << ", weight " << gpu.weights[i] << ", " << cpu.weights[i] << "; logits";
+    for (size_t c = 0; c < candidates; ++c) text << " " << in.logits[row * candidates + c];
+    if (p.bias) text << "; bias";
+    for (size_t c = 0; p.bias && c < candidates; ++c) text << " " << in.bias[c];
+    break;
+  }
+  return text.str();
+}
+
 int64_t compare(int64_t rows, int64_t tokens) {
   Random random(static_cast<uint32_t>(moe::test::seed()));
   auto executor = make_executor();
@@ -264,7 +284,8 @@ int64_t compare(int64_t rows, int64_t tokens) {
                   << ", scoring " << int(p.spec.scoring) << ", selection " << int(p.spec.selection)
                   << ", weighting " << int(p.spec.weighting) << ", normalize "
                   << int(p.spec.normalize) << ", groups " << p.spec.num_groups);
-    REQUIRE(same_bits(route_on_gpu(p, in), route_on_cpu(p, in, **executor)));
+    const Routed gpu = route_on_gpu(p, in), cpu = route_on_cpu(p, in, **executor);
+    if (!same_bits(gpu, cpu)) FAIL(difference(gpu, cpu, p, in));
     done += p.valid;
   }
   return done;
